@@ -1,0 +1,217 @@
+"""Text to ids and back: raw bytes, a byte-level BPE trained here, or any Hugging Face tokenizer.
+
+No tokenizer here adds a special token: the paper packs documents with nothing between them. Nothing heavy is imported until a
+tokenizer that needs it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from cwd.errors import UserError, nearest
+
+ALLOWED = "allowed: bytes, bpe, the name of a Hugging Face tokenizer, or a folder that holds a tokenizer.json"
+BYTES = 256
+
+
+class Tokenizer(Protocol):
+    """What the rest of the project knows of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """The ids of each text, an unsigned integer array of shape (length,)."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids."""
+
+    def fingerprint(self) -> str:
+        """A hash of what decides the ids: the same wherever the tokenizer was loaded from."""
+
+    def save(self, folder: Path) -> None:
+        """Write what `open_tokenizer` needs to load it again."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes: 256 ids; id 0, a byte that text does not hold, doubles as the first input of a row."""
+
+    vocab_size = BYTES
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(int(i) for i in ids).decode("utf-8", errors="replace")  # a row may begin inside a character
+
+    def fingerprint(self) -> str:
+        return "bytes"
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+class JsonTokenizer:
+    """A tokenizer that is wholly in its tokenizer.json: what `train_bpe` makes, or a file from elsewhere."""
+
+    def __init__(self, backend: Any) -> None:
+        backend.no_truncation()  # a tokenizer.json may carry both, and either would alter the text's ids
+        backend.no_padding()
+        self.backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        return 1 + max(self.backend.get_vocab().values())
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def fingerprint(self) -> str:
+        return _hash(self.backend.to_str())
+
+    def save(self, folder: Path) -> None:
+        self.backend.save(str(folder / "tokenizer.json"))
+
+
+class HuggingFaceTokenizer:
+    """Whatever AutoTokenizer makes of a name or a folder."""
+
+    def __init__(self, backend: Any) -> None:
+        if backend.is_fast:  # as for JsonTokenizer; the other kind is told with each call
+            backend.backend_tokenizer.no_truncation()
+            backend.backend_tokenizer.no_padding()
+        self.backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        return 1 + max(self.backend.get_vocab().values())
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        # verbose=False: a document longer than the tokenizer's own model could take is no problem here.
+        encoded = self.backend(texts, add_special_tokens=False, truncation=False, padding=False, verbose=False)
+        return [np.array(ids, dtype=np.uint32) for ids in encoded["input_ids"]]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def fingerprint(self) -> str:
+        if self.backend.is_fast:
+            return _hash(self.backend.backend_tokenizer.to_str())
+        return _hash(type(self.backend).__name__ + json.dumps(sorted(self.backend.get_vocab().items())))
+
+    def save(self, folder: Path) -> None:
+        self.backend.save_pretrained(str(folder))
+
+
+def load_tokenizer(spec: str, vocab_size: int | None, train_on: Iterable[str] | None = None) -> Tokenizer:
+    """The tokenizer a config names.
+
+    Args:
+        spec: "bytes", "bpe", the name of a Hugging Face tokenizer, or a path to one (works offline).
+        vocab_size: the size to train "bpe" to, at least 256; elsewhere None, or the size the tokenizer has anyway.
+        train_on: for "bpe", the texts to train on, read once.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded, or the vocabulary cannot have that size.
+    """
+    if spec == "bpe":
+        if vocab_size is None or vocab_size < BYTES:
+            raise UserError(
+                f"tokenizer bpe needs a vocab_size of at least {BYTES} (one id for each byte); got {vocab_size}"
+            )
+        if train_on is None:
+            raise ValueError("tokenizer bpe is trained: it needs texts; use open_tokenizer for one that was saved")
+        return train_bpe(train_on, vocab_size)
+    tokenizer = ByteTokenizer() if spec == "bytes" else _load_hugging_face(spec)
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UserError(f"tokenizer {spec} has {tokenizer.vocab_size} ids, not {vocab_size}; set vocab_size to null")
+    return tokenizer
+
+
+def open_tokenizer(spec: str, folder: Path) -> Tokenizer:
+    """A tokenizer from the folder that `save` wrote it to; `spec` only tells bytes, which saves nothing."""
+    return ByteTokenizer() if spec == "bytes" else _load_hugging_face(str(folder))
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
+    """A byte-level BPE (GPT-2's splitting, no special tokens). Counts alone decide it, so the texts' order does not matter.
+
+    A text with too few distinct pairs gives fewer than `vocab_size` ids.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes, so that any text can be encoded
+    backend.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
+    return JsonTokenizer(backend)
+
+
+def tokenizer_files(spec: str) -> list[Path]:
+    """The local files a spec reads: when one of them changes, so may the ids. Empty for bytes, bpe and hub names."""
+    path = Path(spec).expanduser().resolve()
+    if spec in ("bytes", "bpe") or not path.exists():
+        return []
+    return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+
+
+def _load_hugging_face(spec: str) -> JsonTokenizer | HuggingFaceTokenizer:
+    path = Path(spec).expanduser()
+    try:
+        if path.exists():
+            return _load_path(path)
+        if spec.startswith(("/", ".", "~")) or spec.endswith(".json"):  # no name on the hub looks like this
+            raise FileNotFoundError("no such file or folder")
+        return _load_name(spec)
+    except Exception as error:  # noqa: BLE001 - the two libraries raise whatever their own dependencies raise
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        hint = nearest(spec, ["bytes", "bpe"])
+        raise UserError(f"tokenizer {spec!r} cannot be loaded: {reason}{hint}; {ALLOWED}") from None
+
+
+def _load_path(path: Path) -> JsonTokenizer | HuggingFaceTokenizer:
+    if path.is_file():
+        return _load_json(path)
+    if (path / "tokenizer_config.json").exists() or (path / "config.json").exists():
+        from transformers import AutoTokenizer
+
+        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(str(path), trust_remote_code=False))
+    # Without a config AutoTokenizer cannot tell the class, but the file alone says all there is.
+    if (path / "tokenizer.json").exists():
+        return _load_json(path / "tokenizer.json")
+    raise FileNotFoundError("the folder holds no tokenizer.json")
+
+
+def _load_name(name: str) -> HuggingFaceTokenizer:
+    from transformers import AutoTokenizer
+
+    # The cache first: it does not change from one run to the next, and a node without network need not wait for time-outs.
+    try:
+        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True))
+    except (OSError, ValueError):
+        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+
+
+def _load_json(path: Path) -> JsonTokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    return JsonTokenizer(Backend.from_file(str(path)))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

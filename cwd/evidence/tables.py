@@ -1,0 +1,87 @@
+"""Tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from cwd.evidence.grid import Cell, check_paired
+from cwd.evidence.published import table10_difference
+from cwd.evidence.statistics import PairedDifference, paired_difference
+
+OPTIMIZERS = {"adamw": "AdamW", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
+
+
+def terminal() -> Console:
+    """The terminal as it is; 160 columns where there is none, so that a file or a pipe gets whole tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def print_comparison(cells: Sequence[Cell], baseline: str, arm: str, console: Console | None = None) -> None:
+    """For each optimizer: mean loss of both arms, their paired difference with its 95% interval, and the published one (338M).
+
+    Only seeds of which both arms are done count; what is missing is said below the table.
+    """
+    console = console or terminal()
+    table = Table(title=f"Final validation loss (nats per token), {arm} against {baseline} decay", title_justify="left")
+    for name in ("optimizer", "lambda", "seeds", baseline, arm, "difference", "95% interval", "published, 338M"):
+        table.add_column(name, justify="left" if name == "optimizer" else "right", no_wrap=True)
+    for optimizer in dict.fromkeys(cell.identity["optimizer"]["name"] for cell in cells):
+        table.add_row(*_row([cell for cell in cells if cell.identity["optimizer"]["name"] == optimizer], baseline, arm))
+    console.print(table)
+    for line in _remarks(cells):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _row(cells: Sequence[Cell], baseline: str, arm: str) -> list[str]:
+    first = cells[0].identity
+    pairs = _pairs(cells, baseline, arm)
+    head = [OPTIMIZERS[first["optimizer"]["name"]], f"{first['decay']['weight_decay']:g}", str(len(pairs))]
+    published = table10_difference("338m", first["optimizer"]["name"])
+    tail = "-" if published is None else f"{published:+.4f}"
+    if not pairs:
+        return [*head, "-", "-", "-", "-", tail]
+    theirs, ours = [a for a, _ in pairs], [b for _, b in pairs]
+    difference = paired_difference(ours, theirs)
+    means = [f"{sum(losses) / len(losses):.4f}" for losses in (theirs, ours)]
+    return [*head, *means, f"{difference.mean:+.4f}", _interval(difference), tail]
+
+
+def _pairs(cells: Sequence[Cell], baseline: str, arm: str) -> list[tuple[float, float]]:
+    """(baseline loss, arm loss) of each seed that has both."""
+    by_arm = {(cell.identity["decay"]["mode"], cell.identity["seed"]): cell for cell in cells}
+    pairs = []
+    for seed in sorted({cell.identity["seed"] for cell in cells}):
+        a, b = by_arm.get((baseline, seed)), by_arm.get((arm, seed))
+        if a is not None and b is not None and a.loss is not None and b.loss is not None:
+            check_paired(a, b)
+            pairs.append((a.loss, b.loss))
+    return pairs
+
+
+def _interval(difference: PairedDifference) -> str:
+    if difference.low is None or difference.high is None:
+        return "one pair: none"
+    return f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
+def _remarks(cells: Sequence[Cell]) -> list[str]:
+    first = cells[0].identity
+    shape, training = first["model"], first["training"]
+    lines = [
+        "difference: cautious minus decoupled, mean over seeds; below zero favours cautious. Both arms of a seed share initial",
+        "weights, batches and lambda. An interval that holds zero says: not resolved with these seeds.",
+        f"Small scale is not the paper's scale: here a model {shape['hidden_size']} wide and {shape['num_hidden_layers']} layers deep "
+        f"sees {training['steps'] * training['batch_size'] * training['seq_len'] / 1e6:.1f}M bytes of Python source;",
+        "the paper's smallest in this table has 338M parameters and billions of tokens. Neither sign nor size need carry over.",
+    ]
+    if first["scale"] == "smoke":
+        lines.append("This is smoke scale: it proves that the plumbing works, and nothing else.")
+    unfinished = [cell.state for cell in cells if cell.loss is None]
+    if unfinished:
+        counts = ", ".join(f"{unfinished.count(state)} {state}" for state in sorted(set(unfinished)))
+        lines.append(f"Incomplete: of {len(cells)} runs, {counts}.")
+    return lines

@@ -1,0 +1,132 @@
+"""The public classes: AdamW, Lion, Muon and SGD, with torch.optim's names and any decay mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cwd.optim.engine import RuleOptimizer
+
+
+class AdamW(RuleOptimizer):
+    """Adam with decoupled, cautious or any other decay  (Loshchilov & Hutter 2019; CWD paper, Algorithm 6).
+
+    Args:
+        params: tensors, (name, tensor) pairs or groups; a group may set any of the following for itself.
+        lr: learning rate, >= 0.
+        betas: (beta1, beta2), each in [0, 1). The paper's choice is the default.
+        eps: added to the root of the second moment.
+        weight_decay: lambda; the decay of a step is lr * lambda * x.
+        decay: a mode's name: none, decoupled, cautious, random, gradient, inner_product, opposite, scaled.
+        maximize: ascend instead of descend.
+        seed: of the random mode.
+
+    Raises:
+        ValueError: a value out of range, an unknown mode.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        decay: str = "cautious",
+        *,
+        maximize: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"rule": "adamw", "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed)
+
+
+class Lion(RuleOptimizer):
+    """Lion  (Chen et al. 2023; CWD paper, Algorithm 4). Arguments as for :class:`AdamW`, without eps.
+
+    The default betas are Lion's own; the paper selects (0.9, 0.95).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 1.0,
+        decay: str = "cautious",
+        *,
+        maximize: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"rule": "lion", "lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed)
+
+
+class Muon(RuleOptimizer):
+    """Muon, for matrices  (Jordan et al. 2024; CWD paper, Algorithm 5). Other tensors: a group with ``rule="adamw"``.
+
+    Args:
+        params: matrices, or groups. A group ``{"params": ..., "rule": "adamw"}`` goes to AdamW, with its own betas and eps.
+        lr, weight_decay, decay, maximize, seed: as for :class:`AdamW`.
+        momentum: in [0, 1).
+        nesterov: orthogonalise the look-ahead momentum.
+        ns_steps, ns_coefficients: Newton-Schulz iterations and their quintic's (a, b, c).
+        ns_dtype: dtype of the iteration; None is that of the parameter, torch.bfloat16 what torch.optim.Muon does.
+        adjust_lr_fn: scale of the update: match_rms_adamw, 0.2 * sqrt(max(rows, cols)); original,
+            sqrt(max(1, rows / cols)); or none.
+        eps: lower bound of the norm that the momentum is divided by.
+
+    Raises:
+        ValueError: a value out of range, an unknown mode, a tensor that is not a matrix in a Muon group.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        decay: str = "cautious",
+        *,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_dtype: torch.dtype | None = None,
+        adjust_lr_fn: str = "match_rms_adamw",
+        eps: float = 1e-7,
+        maximize: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"rule": "muon", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
+        iteration = {"ns_steps": ns_steps, "ns_coefficients": tuple(ns_coefficients), "ns_dtype": ns_dtype, "eps": eps}
+        shape = {"nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn, "maximize": maximize}
+        super().__init__(params, {**defaults, **iteration, **shape}, seed=seed)
+
+
+class SGD(RuleOptimizer):
+    """SGD with momentum  (CWD paper, Algorithm 2). Arguments as for :class:`AdamW`, and:
+
+    Args:
+        momentum: in [0, 1).
+        dampening: the gradient enters the buffer times 1 - dampening. None, the default, is the momentum: the paper's
+            exponential average. 0 is torch.optim.SGD.
+        nesterov: u = g + momentum * buffer.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-2,
+        decay: str = "cautious",
+        *,
+        dampening: float | None = None,
+        nesterov: bool = False,
+        maximize: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"rule": "sgd", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
+        shape = {"dampening": dampening, "nesterov": nesterov, "maximize": maximize}
+        super().__init__(params, {**defaults, **shape}, seed=seed)

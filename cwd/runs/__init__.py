@@ -1,0 +1,6 @@
+"""A run's identity, folder, metrics and status: written by training, read by evidence. Needs no torch."""
+
+from cwd.runs.metrics import MetricsLog, read_metrics
+from cwd.runs.record import Record, RunBusy, all_records, run_key
+
+__all__ = ["MetricsLog", "Record", "RunBusy", "all_records", "read_metrics", "run_key"]

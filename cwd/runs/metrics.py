@@ -1,0 +1,67 @@
+"""The metrics file: one JSON object a line, only ever appended to.
+
+A run that is killed leaves lines from after its last checkpoint, and perhaps a torn last line. When it goes on, a line of kind
+"resume" says from which step; the reader forgets what came later than that before it, so that the series it returns is the one
+of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends to a metrics file. Each line goes to the operating system at once, so kill -9 loses none."""
+
+    def __init__(self, path: Path) -> None:
+        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        if torn:
+            self._file.write(b"\n")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """One line. `step` is the number of updates done. Floats that are not finite become null."""
+        line = json.dumps({"kind": kind, "step": step, **_finite(values)}, allow_nan=False)
+        self._file.write(line.encode() + b"\n")
+
+    def close(self) -> None:
+        """Makes the file durable and closes it."""
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines that count, in order, all or those of one kind; without the resume lines and what they undo. [] if no file."""
+    kept: list[dict[str, Any]] = []
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    for line in raw.split(b"\n"):
+        record = _parse(line)
+        if record is None:
+            continue
+        if record["kind"] == "resume":
+            kept = [earlier for earlier in kept if earlier["step"] <= record["step"]]
+        else:
+            kept.append(record)
+    return [record for record in kept if kind in (None, record["kind"])]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # a torn line
+        return None
+    return record if isinstance(record, dict) and "kind" in record and "step" in record else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

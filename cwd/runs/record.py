@@ -1,0 +1,159 @@
+"""A run is its content: its key is a hash of everything that can change its numbers, its folder is ``runs/<key>/``.
+
+    config.json         the key, the resolved configuration and the data's fingerprint
+    environment.jsonl   a line for each start: versions, commit, machine
+    metrics.jsonl       see cwd.runs.metrics
+    status.json         state, step, who works on it
+    summary.json        the result; only a finished run has one
+    checkpoints/        while it is not finished
+    model/              the final weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cwd.errors import UserError
+from cwd.files import read_json, write_json
+
+FORMAT = 1  # raised when the same configuration comes to mean other numbers
+KEY_LENGTH = 16
+STATES = ("running", "interrupted", "done", "diverged", "failed")
+FINISHED = ("done", "diverged")
+
+
+class RunBusy(UserError):
+    """Another process is working on the run."""
+
+
+def run_key(identity: dict[str, Any], data_fingerprint: str) -> str:
+    """16 hexadecimal digits of the SHA-256 of the identity (plain nested data), the data's fingerprint and the format."""
+    content = {"format": FORMAT, "config": identity, "data": data_fingerprint}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+class Record:
+    """A run's folder. Reading needs no lock; writing is for the one process that holds :meth:`lock`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key = folder.name
+
+    @classmethod
+    def create(cls, root: Path, identity: dict[str, Any], data: dict[str, Any], everything: dict[str, Any]) -> Record:
+        """The record of this identity under `root`, its folder and config.json made if new.
+
+        Args:
+            root: the runs folder.
+            identity: what takes part in the key.
+            data: the data's description; must hold ``fingerprint``.
+            everything: the whole resolved configuration, for the reader.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        record = cls(root / run_key(identity, data["fingerprint"]))
+        try:
+            record.folder.mkdir(parents=True, exist_ok=True)
+            if read_json(record.folder / "config.json") is None:
+                write_json(
+                    record.folder / "config.json",
+                    {"key": record.key, "format": FORMAT, "data": data, "identity": identity, "config": everything},
+                )
+        except OSError as error:
+            raise UserError(f"machine.runs={root}: cannot be written ({error.strerror})") from error
+        return record
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """config.json; {} if it is not there or not readable."""
+        return read_json(self.folder / "config.json") or {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole resolved configuration."""
+        return self.description.get("config", {})
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """status.json, {"state": "new"} if there is none. A run whose process is gone reads as interrupted."""
+        status = read_json(self.folder / "status.json") or {"state": "new", "step": 0}
+        if status["state"] == "running" and not self.is_locked():
+            status["state"] = "interrupted"
+        return status
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json; None unless the run is done."""
+        return read_json(self.folder / "summary.json")
+
+    @property
+    def metrics_file(self) -> Path:
+        """Where the metrics are."""
+        return self.folder / "metrics.jsonl"
+
+    def set_status(self, state: str, step: int, **more: Any) -> None:
+        """Writes the status. `more` may hold a message."""
+        assert state in STATES, state
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "updated": now()}
+        write_json(self.folder / "status.json", {"state": state, "step": step, **who, **more})
+
+    def finish(self, summary: dict[str, Any], step: int) -> None:
+        """Writes the summary, then the status "done": in that order, so that a done run always has its result."""
+        write_json(self.folder / "summary.json", summary)
+        self.set_status("done", step)
+
+    def add_environment(self, environment: dict[str, Any]) -> None:
+        """Appends a line about where this start runs."""
+        with open(self.folder / "environment.jsonl", "a") as file:
+            file.write(json.dumps({"started": now(), **environment}) + "\n")
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run for this process; the operating system lets go of it however the process ends.
+
+        Raises:
+            RunBusy: another process holds it.
+        """
+        with open(self.folder / "lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                owner = read_json(self.folder / "status.json") or {}
+                raise RunBusy(
+                    f"run {self.key}: process {owner.get('pid', '?')} on {owner.get('host', '?')} is working on it; wait for it, or end it"
+                ) from error
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether some process holds the run now."""
+        try:
+            with open(self.folder / "lock", "a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a read-only copy of a runs folder: nobody works there
+            return False
+        return False
+
+
+def all_records(root: Path) -> list[Record]:
+    """Every record under `root`, by key."""
+    if not root.is_dir():
+        return []
+    return [Record(folder) for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()]
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,83 @@
+"""One run, from configuration to summary: find it if it is done, go on with it if it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+from cwd import config as schema
+from cwd.errors import UserError
+from cwd.runs import Record
+from cwd.runs.record import FINISHED
+from cwd.training.progress import Progress, duration
+from cwd.training.sources import load_tokens
+
+MAIN = int(os.environ.get("RANK", "0")) == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to. ``summary`` is None unless the state is "done"."""
+
+    state: str
+    record: Record
+    summary: dict[str, Any] | None
+
+
+def run(config: schema.Config) -> Result:
+    """Trains the run that `config` describes, or returns it at once if it is done.
+
+    Raises:
+        UserError: something the user gave does not work, or another process holds the run (RunBusy).
+        Interrupted: a signal came; the run is saved and goes on when it is asked for again.
+    """
+    if config.machine.threads:
+        os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
+    progress = Progress(Progress.resolve(config.machine.progress) if MAIN else "none", config.training.steps, "tokens")
+    data = load_tokens(config, progress.say)
+    description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
+    everything = dataclasses.asdict(config)
+    record = Record.create(Path(config.machine.runs), schema.identity(config), description, everything)
+    if record.status["state"] in FINISHED:
+        return _tell(Result(record.status["state"], record, record.summary), config, progress, found=True)
+    if not MAIN:
+        return _train(config, data, record, progress)
+    with record.lock():
+        return _tell(_train(config, data, record, progress), config, progress)
+
+
+def _train(config: schema.Config, data: Any, record: Record, progress: Progress) -> Result:
+    """Imports what is heavy, and keeps the record's status true whatever happens."""
+    from cwd.training.session import train  # torch, transformers and accelerate come with it
+
+    try:
+        return Result(*train(config, data, record, progress))
+    except UserError as error:
+        if MAIN:
+            record.set_status("failed", record.status["step"], message=str(error))
+        raise
+    except Exception:
+        if MAIN:
+            record.set_status("failed", record.status["step"], message=traceback.format_exc())
+        raise
+    finally:
+        progress.close()
+
+
+def _tell(result: Result, config: schema.Config, progress: Progress, found: bool = False) -> Result:
+    arm = f"{config.optimizer.name} {config.decay.mode} seed {config.seed}"
+    if result.summary is None:
+        progress.result(f"diverged  {arm}: {result.record.status.get('message', '')}  {result.record.folder}")
+        return result
+    summary = result.summary
+    metrics = "  ".join(f"{name} {summary[name]:.4f}" for name in ("loss", "accuracy") if name in summary)
+    when = "found" if found else "done "
+    progress.result(f"{when}  {arm}  {metrics}  ({duration(summary['seconds'])})  {result.record.folder}")
+    other = "decoupled" if config.decay.mode == "cautious" else "cautious"
+    progress.say(f"       loss in nats per token on held-out text, accuracy of the next token; {summary['parameters']:,} parameters")
+    progress.say(f"next   python train.py optimizer={config.optimizer.name} decay={other}   the other arm, on the same batches")
+    progress.say(f"       python scripts/runs.py show {result.record.key[:6]}   this run; scripts/runs.py lists all")
+    return result

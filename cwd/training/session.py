@@ -1,0 +1,102 @@
+"""One training session of a run: devices, task, trainer, tracker, from start to whatever end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers.utils import logging as transformers_logging
+
+from cwd import config as schema
+from cwd.data.tokens import TokenData
+from cwd.runs import Record
+from cwd.training.checkpoint import remove_checkpoints
+from cwd.training.environment import describe_environment
+from cwd.training.progress import Progress
+from cwd.training.signals import Interrupted, Interrupts
+from cwd.training.tasks import LanguageTask
+from cwd.training.tracker import open_tracker
+from cwd.training.trainer import Diverged, Trainer
+
+
+def train(
+    config: schema.Config, data: TokenData, record: Record, progress: Progress
+) -> tuple[str, Record, dict[str, Any] | None]:
+    """Trains to the end and writes the outcome into the record. Returns (state, record, summary).
+
+    Raises:
+        Interrupted: a signal came; a checkpoint is written.
+        UserError: the configuration does not fit the data, the model or the processes.
+    """
+    if config.machine.threads:
+        torch.set_num_threads(config.machine.threads)
+    transformers_logging.disable_progress_bar()
+    accelerator = _accelerator(config)
+    main = accelerator.is_main_process
+    try:
+        with Interrupts() as interrupts:
+            task = LanguageTask(config, data)
+            if main:
+                record.set_status("running", 0, steps=config.training.steps)
+                record.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
+            tracker = open_tracker(config, record, progress.warn) if main else open_tracker(_untracked(config), record, progress.warn)
+            trainer = Trainer(config, task, record, accelerator, progress, tracker, interrupts)
+            _introduce(config, data, record, trainer, progress)
+            return _fit(trainer)
+    finally:
+        # Another run in this process may want another precision, which accelerate's shared state would refuse.
+        AcceleratorState._reset_state()
+
+
+def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
+    record, main = trainer.record, trainer.accelerator.is_main_process
+    state, summary = "done", None
+    try:
+        summary = trainer.fit()
+        if main:
+            record.finish(summary, trainer.step)
+    except Diverged as error:
+        state = "diverged"
+        if main:
+            record.set_status("diverged", error.step, message=str(error))
+            remove_checkpoints(record.folder / "checkpoints")
+    except Interrupted as error:
+        if main:
+            record.set_status("interrupted", error.step, steps=trainer.steps)
+        trainer.progress.close()
+        trainer.progress.warn(f"interrupted at step {error.step}, saved; the same command goes on from there")
+        raise
+    finally:
+        trainer.tracker.finish(summary or {"state": state})
+    return state, record, summary
+
+
+def _accelerator(config: schema.Config) -> Accelerator:
+    device, precision = config.machine.device, config.training.precision
+    if device == "cuda" and not torch.cuda.is_available():
+        from cwd.errors import UserError
+
+        raise UserError("machine.device=cuda: torch sees no CUDA device here; allowed are auto and cpu")
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+
+
+def _untracked(config: schema.Config) -> schema.Config:
+    import dataclasses
+
+    return dataclasses.replace(config, tracker=schema.Tracker(name="none"))
+
+
+def _introduce(config: schema.Config, data: TokenData, record: Record, trainer: Trainer, progress: Progress) -> None:
+    """Who is trained on what, and who got which rule."""
+    from cwd.models.zoo import count_parameters
+
+    count, training = count_parameters(trainer.bare_model), config.training  # type: ignore[arg-type]
+    tokens = {split: f"{part['tokens']:,}" for split, part in data.manifest["splits"].items()}
+    progress.say(f"run    {record.folder}")
+    progress.say(f"model  {config.model.family}: {count.total:,} parameters, {count.non_embedding:,} beside the embedding")
+    progress.say(f"data   {config.dataset.name}: {tokens['train']} tokens to train on, {tokens['validation']} held out")
+    progress.say(f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {config.scale} scale")
+    for line in trainer.groups:
+        progress.say(f"group  {line}")

@@ -1,0 +1,104 @@
+"""What is trained: the model, the batch, the loss and the metrics. The trainer knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cwd import config as schema
+from cwd.data.batches import evaluation_rows, inputs_and_targets, rows
+from cwd.data.tokens import TokenData
+from cwd.models import build
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """The trainer's view of a task. A batch is a dict of CPU tensors with one row per example."""
+
+    unit: str  # what is counted: "tokens", "images"
+
+    def build_model(self) -> nn.Module:
+        """The model, its weights drawn from torch's global generator."""
+
+    def batch(self, step: int) -> Batch:
+        """The whole batch of the update with 0-based number `step`, over all processes: a pure function of (data, seed, step)."""
+
+    def units(self, batch: Batch) -> int:
+        """How many units the batch holds."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean loss over the batch, 0-D float32."""
+
+    def evaluation_rows(self) -> int:
+        """How many rows the evaluation set has."""
+
+    def evaluation_batch(self, start: int, stop: int) -> Batch:
+        """Those rows of the evaluation set, the same for every seed."""
+
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums over the batch, float64, and their "count"; a metric is its sum divided by the count."""
+
+
+class LanguageTask:
+    """Next-token prediction over packed rows (B, T): every token is predicted, the first of a row from id 0 (the paper's packing)."""
+
+    unit = "tokens"
+
+    def __init__(self, config: schema.Config, data: TokenData) -> None:
+        self._model, self._training, self._seed = config.model, config.training, config.seed
+        self._train = data.tokens("train")
+        self._vocab_size = data.vocab_size
+        self._evaluation = evaluation_rows(data.tokens("validation"), config.evaluation.sequences, self._training.seq_len)
+
+    def build_model(self) -> nn.Module:
+        """The configured model with the data's vocabulary."""
+        shape = {name: value for name, value in vars(self._model).items() if name != "family"}
+        return build(self._model.family, vocab_size=self._vocab_size, seq_len=self._training.seq_len, **shape)
+
+    def batch(self, step: int) -> Batch:
+        """inputs and targets, both (batch_size, seq_len) int64."""
+        size, length = self._training.batch_size, self._training.seq_len
+        return _tensors(rows(self._train, seed=self._seed, step=step, batch_size=size, seq_len=length))
+
+    def units(self, batch: Batch) -> int:
+        """Target tokens."""
+        return batch["targets"].numel()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean cross-entropy, nats per token, in float32."""
+        logits = model(input_ids=batch["inputs"]).logits
+        return F.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
+
+    def evaluation_rows(self) -> int:
+        """Sequences in the evaluation set; fewer than asked for if the split is small."""
+        return len(self._evaluation)
+
+    def evaluation_batch(self, start: int, stop: int) -> Batch:
+        """As :meth:`batch`, of the evaluation set's rows [start, stop)."""
+        return _tensors(self._evaluation[start:stop])
+
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums of loss (nats) and accuracy (next-token top-1, the paper's "evaluation accuracy") over the tokens."""
+        logits = model(input_ids=batch["inputs"]).logits.float().flatten(0, 1)
+        targets = batch["targets"].flatten()
+        return {
+            "loss": F.cross_entropy(logits, targets, reduction="none").double().sum(),
+            "accuracy": (logits.argmax(-1) == targets).double().sum(),
+            "count": torch.tensor(float(targets.numel()), dtype=torch.float64, device=targets.device),
+        }
+
+
+def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of pieces of at most `size`."""
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
+
+
+def _tensors(token_rows: Any) -> Batch:
+    inputs, targets = inputs_and_targets(token_rows)
+    return {"inputs": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}

@@ -1,0 +1,22 @@
+"""Trains one run, or a sweep of runs: ``python train.py optimizer=lion decay=cautious``. ``--help`` shows every choice."""
+
+import hydra
+from omegaconf import DictConfig
+
+from cwd.cli import guarded, job
+from cwd.config import validate
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+@job
+def main(config: DictConfig) -> float:
+    """Returns the final loss, for sweepers that search."""
+    checked = validate(config)
+    from cwd.training.run import run
+
+    summary = run(checked).summary
+    return summary["loss"] if summary else float("inf")
+
+
+if __name__ == "__main__":
+    guarded(main)
