@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cwd.config import allowed_keys, unknown_key
 from cwd.errors import UserError, nearest
@@ -40,7 +41,7 @@ def door(main: Callable[[], Any]) -> None:
     """Runs an entry point; a user's mistake ends the process with one line on stderr and status 2."""
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
         fail(error)
     except BrokenPipeError:  # the reader of a listing has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,86 @@
+"""The paper's algorithms (arXiv 2510.12402, Appendix B) in float64 numpy, as literally as they are printed. Imports no code under test.
+
+A rule is ``rule(g, state, **hyper) -> u``; `state` is a dict that starts empty. :func:`step` joins a rule and a decay mode.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def sgd(g, state, *, momentum):
+    """Algorithm 2: m_t = beta m_{t-1} + (1 - beta) g_t; u = m_t."""
+    state["m"] = momentum * state.get("m", 0.0) + (1 - momentum) * g
+    return state["m"]
+
+
+def lion(g, state, *, betas):
+    """Algorithm 4: u = sgn(beta1 m_{t-1} + (1 - beta1) g_t); then m_t = beta2 m_{t-1} + (1 - beta2) g_t."""
+    m = state.get("m", 0.0)
+    u = np.sign(betas[0] * m + (1 - betas[0]) * g)
+    state["m"] = betas[1] * m + (1 - betas[1]) * g
+    return u
+
+
+def muon(g, state, *, momentum, nesterov=False, scale=True):
+    """Algorithm 5: M_t = beta M_{t-1} + G_t; O_t = NewtonSchulz(M_t), or of G_t + beta M_t; times 0.2 sqrt(max(rows, cols))."""
+    state["m"] = momentum * state.get("m", 0.0) + g
+    o = newton_schulz(g + momentum * state["m"] if nesterov else state["m"])
+    return o * (0.2 * math.sqrt(max(g.shape)) if scale else 1.0)
+
+
+def adam(g, state, *, betas, eps):
+    """Algorithm 6: m and v with bias correction; u = mhat / (sqrt(vhat) + eps)."""
+    state["t"] = state.get("t", 0) + 1
+    state["m"] = betas[0] * state.get("m", 0.0) + (1 - betas[0]) * g
+    state["v"] = betas[1] * state.get("v", 0.0) + (1 - betas[1]) * g**2
+    mhat = state["m"] / (1 - betas[0] ** state["t"])
+    vhat = state["v"] / (1 - betas[1] ** state["t"])
+    return mhat / (np.sqrt(vhat) + eps)
+
+
+def newton_schulz(matrix, steps=5, coefficients=(3.4445, -4.7750, 2.0315)):
+    a, b, c = coefficients
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + b * gram @ x + c * gram @ gram @ x
+    return x
+
+
+RULES = {"adamw": adam, "lion": lion, "muon": muon, "sgd": sgd}
+
+
+def not_opposed(u, x):
+    """1[u * x >= 0] for exact products: false only where the signs are strictly opposite."""
+    return ~(((u > 0) & (x < 0)) | ((u < 0) & (x > 0)))
+
+
+def factor(mode, x, u, g, draws=None):
+    """The factor of the decay term. `draws`: the uniform numbers of the random mode, of x's shape."""
+    mask = not_opposed(u, x)
+    if mode == "none":
+        return 0.0
+    if mode == "decoupled":
+        return 1.0
+    if mode == "cautious":
+        return mask
+    if mode == "opposite":
+        return ~mask
+    if mode == "scaled":
+        return np.mean(mask)
+    if mode == "random":
+        return draws < np.mean(mask)
+    if mode == "gradient":
+        return not_opposed(g, x)
+    assert mode == "inner_product"
+    return math.fsum(np.ravel(u * x)) >= 0
+
+
+def step(rule, mode, x, g, state, *, lr, weight_decay, hyper, draws=None):
+    """Algorithm 1: x_{t+1} = x_t - lr (u_t + lambda M(u_t, x_t, g_t) x_t). Returns x_{t+1}, u_t and M."""
+    u = RULES[rule](g, state, **hyper)
+    m = factor(mode, x, u, g, draws)
+    return x - lr * (u + weight_decay * (m * x)), u, m
