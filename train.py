@@ -1,4 +1,6 @@
-"""Trains one run, or a sweep of runs: ``python train.py optimizer=lion decay=cautious``. ``--help`` shows every choice."""
+"""Trains one run, or a sweep of runs: ``python train.py optimizer=lion decay=cautious``. ``--help`` shows every
+choice.
+"""
 
 import hydra
 from omegaconf import DictConfig

@@ -6,10 +6,12 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
@@ -18,11 +20,12 @@ from yaml import YAMLError
 from cwd.config import allowed_keys, unknown_key
 from cwd.errors import UserError, nearest
 
-GROUPS = ("model", "dataset", "optimizer", "decay", "schedule", "tracker", "scale", "experiment", "hydra/launcher")
+GROUPS = ("model", "dataset", "optimizer", "decay", "schedule", "tracker", "scale", "tuned", "experiment", "hydra/launcher")
 
 
 def guarded(main: Callable[[], Any]) -> None:
-    """Runs a ``hydra.main`` function as :func:`door` runs any: Hydra is made to raise its errors instead of printing them.
+    """Runs a ``hydra.main`` function as :func:`door` runs any: Hydra is made to raise its errors instead of printing
+    them.
 
     With HYDRA_FULL_ERROR=1 in the environment, tracebacks are shown as Hydra shows them.
     """
@@ -32,7 +35,7 @@ def guarded(main: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _check_arguments(sys.argv[1:])
-    except UserError as error:
+    except (UserError, HydraException) as error:
         fail(error)
     door(main)
 
@@ -42,6 +45,10 @@ def door(main: Callable[[], Any]) -> None:
     try:
         main()
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
+        fail(error)
+    except ValueError as error:  # how Hydra refuses some arguments
+        if "hydra" not in traceback.extract_tb(error.__traceback__)[-1].filename.split(os.sep):
+            raise
         fail(error)
     except BrokenPipeError:  # the reader of a listing has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,10 +87,13 @@ def explain(error: Exception) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value ({text.splitlines()[0]})"
+    found = re.match(r"Error merging override (.*)", text)
+    if isinstance(error, ConfigCompositionException) and found:
+        return f"{found.group(1)}: does not fit the value that it replaces ({' '.join(str(error.__cause__).split())})"
     found = re.match(r"Could not override '([^']+)'", text)
     if isinstance(error, ConfigCompositionException) and found:
         return unknown_key_or_group(found.group(1))
-    if text.startswith("Ambiguous value"):
+    if text.startswith(("Ambiguous value", "Sweep parameters")):
         argument = re.search(r"'([^']*)'", text)
         return f"{argument.group(1) if argument else text}: several values; add -m to run them all, or quote the value"
     return " ".join(text.split())
@@ -110,8 +120,28 @@ def _check_arguments(arguments: list[str]) -> None:
 
     No value may name code to import: what Hydra imports is set by the files under configs/ alone.
     """
+    parser = OverridesParser.create()
     for argument in arguments:
         if argument.startswith("="):
             raise UserError(f"{argument}: cannot be read as key=value (the key is missing)")
-        if "_target_" in argument.split("=", 1)[0] or "_target_:" in argument.replace(" ", ""):
+        if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
+            continue  # a flag, or what belongs to one
+        override = parser.parse_overrides([argument])[0]
+        value = override._value  # as parsed: value() would turn a sweep's list into text
+        if any("_target_" in str(name) for name in (override.key_or_group, *_names(value))):
             raise UserError(f"{argument}: a value cannot name code to import; _target_ is not allowed")
+        if override.key_or_group in GROUPS and (value is None or isinstance(value, bool | int | float)):
+            raise UserError(f"{argument}: a choice is needed; --help lists them")
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Every name inside nested values."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            yield str(name)
+            yield from _names(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _names(one)
+    elif hasattr(value, "list"):  # a sweep
+        yield from _names(value.list)

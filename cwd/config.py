@@ -7,6 +7,7 @@ sequences or tokens, fractions are of the run's steps.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any
@@ -23,7 +24,7 @@ MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product",
 def number(
     default: Any = "???", *, low: float = -math.inf, high: float = math.inf, above: bool = False, below: bool = False
 ) -> Any:
-    """A numeric field (or list of numbers) in [low, high]; `above`/`below` leave the bound itself out."""
+    """A numeric field in [low, high]; `above`/`below` leave the bound itself out. A list has two."""
     return _field(default, {"low": low, "high": high, "above": above, "below": below})
 
 
@@ -100,7 +101,7 @@ class Optimizer:
 
     name: str = "???"
     lr: float = number(low=0, above=True)
-    groups: list[Group] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list, metadata={"each": Group})
 
 
 @dataclass
@@ -227,7 +228,9 @@ class Tracker:
 
 @dataclass
 class Machine:
-    """What may change speed, place or the order of a sum, never the mathematics. Does not take part in a run's identity."""
+    """What may change speed, place or the order of a sum, never the mathematics. Does not take part in a run's
+    identity.
+    """
 
     runs: str = "runs"
     data: str = "data"
@@ -264,6 +267,15 @@ VARIANTS: dict[str, dict[str, type]] = {
     "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
 }
 NOT_IDENTITY = ("tracker", "machine")
+KINDS = {
+    "int": "whole numbers",
+    "float": "finite numbers",
+    "bool": "true and false",
+    "str": "text",
+    "list[float]": "lists of two finite numbers",
+    "list[str]": "lists of text, as in [a, b]",
+    "list[Group]": "lists of groups, as in configs/optimizer/",
+}
 
 
 def validate(raw: DictConfig | dict[str, Any]) -> Config:
@@ -273,6 +285,7 @@ def validate(raw: DictConfig | dict[str, Any]) -> Config:
         UserError: the first thing that is wrong, with the key, the value, what is allowed and the nearest right name.
     """
     node = OmegaConf.create(raw) if isinstance(raw, dict) else raw
+    _refuse_resolvers(OmegaConf.to_container(node, resolve=False))
     try:
         schema = OmegaConf.structured(Config(**{section: _variant(node, section)() for section in VARIANTS}))
         merged = OmegaConf.merge(schema, node)
@@ -295,16 +308,20 @@ def identity(config: Config) -> dict[str, Any]:
 
 def allowed_keys(parent: str, chosen: Mapping[str, str] | None = None) -> list[str]:
     """Every key that may stand below `parent` (dotted, "" for the top): in the `chosen` variants, or in any."""
+    return list(dict.fromkeys(item.name for item in _fields_below(parent, chosen or {})))
+
+
+def _fields_below(parent: str, chosen: Mapping[str, str]) -> list[Field[Any]]:
     schemas: list[Any] = [Config]
-    for part in filter(None, parent.split(".")):
-        schemas = [child for schema in schemas for child in _children(schema, part, chosen or {})]
-    return list(dict.fromkeys(item.name for schema in schemas for item in fields(schema)))
+    for part in filter(None, re.sub(r"\[\d+\]", "", parent).split(".")):
+        schemas = [child for schema in schemas for child in _children(schema, part, chosen)]
+    return [item for schema in schemas for item in fields(schema)]
 
 
 def _children(schema: Any, name: str, chosen: Mapping[str, str]) -> list[Any]:
     if schema is Config and name in VARIANTS:
         return [VARIANTS[name][chosen[name]]] if name in chosen else list(VARIANTS[name].values())
-    found = [item.default_factory for item in fields(schema) if item.name == name]
+    found = [item.metadata.get("each", item.default_factory) for item in fields(schema) if item.name == name]
     return [factory for factory in found if factory is not MISSING and is_dataclass(factory)]
 
 
@@ -317,13 +334,20 @@ def _variant(node: DictConfig, section: str) -> type:
 
 def _explain(error: OmegaConfBaseException, node: DictConfig) -> str:
     key = error.full_key or ""
+    if error.object_type is Group:  # a list's elements are built on their own and do not know where they stand
+        key = f"optimizer.groups.{key}"
+    chosen = {section: OmegaConf.select(node, f"{section}.name") for section in VARIANTS}
     if isinstance(error, ConfigKeyError):
-        return unknown_key(key, {section: OmegaConf.select(node, f"{section}.name") for section in VARIANTS})
+        return unknown_key(key, chosen)
     if isinstance(error, MissingMandatoryValue):
         return f"{key}: a value is needed"
+    parent, _, name = re.sub(r"\[\d+\]$", "", key).rpartition(".")
+    items = [item for item in _fields_below(parent, chosen) if item.name == name]
+    if isinstance(error, ValidationError) and items and error.object_type is Group:
+        return f"{key}: not allowed; allowed are {_allowed(items[0])}"
+    if isinstance(error, ValidationError) and items:
+        return _refusal(key, OmegaConf.select(node, key, throw_on_missing=False), items[0])
     reason = str(error).splitlines()[0]
-    if isinstance(error, ValidationError):
-        return f"{key}={OmegaConf.select(node, key, throw_on_missing=False)}: {reason}"
     return f"{key}: {reason}" if key else reason
 
 
@@ -338,7 +362,30 @@ def unknown_key(key: str, chosen: Mapping[str, str] | None = None) -> str:
 
 
 def _not_allowed(key: str, value: Any, allowed: tuple[str, ...]) -> str:
-    return f"{key}={value}: not allowed{nearest(value, allowed)}; allowed are {', '.join(allowed)}"
+    return f"{key}={_shown(value)}: not allowed{nearest(value, allowed)}; allowed are {', '.join(allowed)}"
+
+
+def _refusal(key: str, value: Any, item: Field[Any]) -> str:
+    """The message for a value that its own field does not take."""
+    if "of" in item.metadata:
+        return _not_allowed(key, value, item.metadata["of"])
+    return f"{key}={_shown(value)}: not allowed; allowed are {_allowed(item)}"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _refuse_resolvers(value: Any, key: str = "") -> None:
+    """Refuses ${resolver:...}, of which one reads the environment: what is secret there would stand in the record."""
+    if isinstance(value, dict):
+        for name, one in value.items():
+            _refuse_resolvers(one, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for i, one in enumerate(value):
+            _refuse_resolvers(one, f"{key}[{i}]")
+    elif isinstance(value, str) and ":" in value.partition("${")[2]:
+        raise UserError(f"{key}={value}: not allowed; ${{...}} may name another key, but not a resolver such as oc.env")
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
@@ -354,13 +401,16 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]
 
 
 def _check_leaf(key: str, value: Any, item: Field[Any]) -> None:
-    rules = item.metadata
-    if "of" in rules and value not in rules["of"]:
-        raise UserError(_not_allowed(key, value, rules["of"]))
-    if "low" in rules:
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None and not _inside(one, rules):
-                raise UserError(f"{key}={value}: out of range; allowed is {_range(rules, value)}")
+    rules, several = item.metadata, isinstance(value, list)
+    if "of" in rules:
+        right = value in rules["of"]
+    elif "low" in rules:
+        right = all(one is None or _inside(one, rules) for one in (value if several else [value]))
+        right = right and (not several or len(value) == 2)
+    else:
+        right = "" not in (value if several else [value])
+    if not right:
+        raise UserError(_refusal(key, value, item))
 
 
 def _inside(value: float, rules: Any) -> bool:
@@ -369,11 +419,15 @@ def _inside(value: float, rules: Any) -> bool:
     return low and high and math.isfinite(value)
 
 
-def _range(rules: Any, value: Any) -> str:
-    kind = "whole numbers" if isinstance(value, int) else "finite numbers"
-    low = f"{'above' if rules['above'] else 'from'} {rules['low']:g}"
-    high = f" {'below' if rules['below'] else 'to'} {rules['high']:g}" if rules["high"] != math.inf else ""
-    return f"{kind} {low}{high}"
+def _allowed(item: Field[Any]) -> str:
+    """What a field takes, in words: "finite numbers above 0", "whole numbers from 1, or null"."""
+    kind, _, optional = str(item.type).partition(" | ")
+    words, rules = [KINDS[kind]], item.metadata
+    if "low" in rules:
+        words.append(f"{'above' if rules['above'] else 'from'} {rules['low']:.10g}")
+    if rules.get("high", math.inf) != math.inf:
+        words.append(f"{'below' if rules['below'] else 'to'} {rules['high']:.10g}")
+    return " ".join(words) + (", or null" if optional else "") + (", not empty" if kind == "str" else "")
 
 
 def _check_across(config: Config) -> None:
@@ -381,8 +435,9 @@ def _check_across(config: Config) -> None:
     model, training, machine = config.model, config.training, config.machine
     if model.head_dim is None and model.hidden_size % model.num_attention_heads:
         raise UserError(
-            f"model.num_attention_heads={model.num_attention_heads}: does not divide model.hidden_size={model.hidden_size}; "
-            f"allowed are its divisors {_divisors(model.hidden_size)}, or give model.head_dim"
+            f"model.num_attention_heads={model.num_attention_heads}: does not divide "
+            f"model.hidden_size={model.hidden_size}; allowed are its divisors {_divisors(model.hidden_size)}, "
+            "or give model.head_dim"
         )
     head_dim = model.head_dim or model.hidden_size // model.num_attention_heads
     if head_dim % 2:
@@ -395,8 +450,8 @@ def _check_across(config: Config) -> None:
     schedule = config.schedule
     if isinstance(schedule, WSD) and schedule.warmup + schedule.decay_fraction > 1:
         raise UserError(
-            f"schedule.decay_fraction={schedule.decay_fraction:g}: with schedule.warmup={schedule.warmup:g} it is more than the "
-            f"whole run; at most {1 - schedule.warmup:g} is allowed"
+            f"schedule.decay_fraction={schedule.decay_fraction:g}: with schedule.warmup={schedule.warmup:g} it is more "
+            f"than the whole run; at most {1 - schedule.warmup:g} is allowed"
         )
     _check_dataset(config.dataset)
     _check_optimizer(config.optimizer)
@@ -405,7 +460,7 @@ def _check_across(config: Config) -> None:
 def _check_dataset(dataset: Dataset) -> None:
     if (dataset.tokenizer == "bpe") != (dataset.vocab_size is not None):
         raise UserError(
-            f"dataset.vocab_size={dataset.vocab_size}: give it with dataset.tokenizer=bpe and only then "
+            f"dataset.vocab_size={_shown(dataset.vocab_size)}: give it with dataset.tokenizer=bpe and only then "
             f"(dataset.tokenizer={dataset.tokenizer})"
         )
     if isinstance(dataset, Text) and not dataset.files:
@@ -419,9 +474,6 @@ def _check_optimizer(optimizer: Optimizer) -> None:
         rules = ("muon", "adamw") if optimizer.name == "muon" else (optimizer.name,)
         if group.rule not in rules:
             raise UserError(_not_allowed(f"optimizer.groups[{i}].rule", group.rule, rules))
-    betas = getattr(optimizer, "betas", [0, 0])
-    if len(betas) != 2:
-        raise UserError(f"optimizer.betas={betas}: two numbers are needed")
 
 
 def _divisors(number: int) -> str:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message is one line; entry points print it without a traceback, exit status 2."""
+    """Something the user gave is wrong. The message is one line; entry points print it without a traceback, exit status
+    2.
+    """
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

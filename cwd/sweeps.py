@@ -22,7 +22,9 @@ def compose_config(overrides: Sequence[str]) -> Config:
 
 
 def compose_sweep(overrides: Sequence[str]) -> list[Config]:
-    """A configuration for each run of a sweep: `overrides` as on the command line, and the sweep that an experiment brings along."""
+    """A configuration for each run of a sweep: `overrides` as on the command line, and the sweep that an experiment
+    brings along.
+    """
     fixed = [text for text in overrides if not _is_sweep(text)]
     brought = dict(_compose(fixed, hydra=True).hydra.sweeper.params or {})
     given = [text for text in overrides if _is_sweep(text)]

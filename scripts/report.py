@@ -20,7 +20,9 @@ def main() -> None:
     configs = compose_sweep([f"experiment={experiment}", *overrides])
     modes = {config.decay.mode for config in configs}
     if modes != {"decoupled", "cautious"}:
-        raise UserError(f"experiment={experiment}: compares {', '.join(sorted(modes))}; this table needs decoupled and cautious")
+        raise UserError(
+            f"experiment={experiment}: compares {', '.join(sorted(modes))}; this table needs decoupled and cautious"
+        )
     print_comparison(find_cells(map(identity, configs), Path(configs[0].machine.runs)), "decoupled", "cautious")
 
 

@@ -1,6 +1,7 @@
-"""The paper's algorithms (arXiv 2510.12402, Appendix B) in float64 numpy, as literally as they are printed. Imports no code under test.
+"""The paper's algorithms (arXiv 2510.12402, Appendix B) in float64 numpy, as literally as they are printed.
 
-A rule is ``rule(g, state, **hyper) -> u``; `state` is a dict that starts empty. :func:`step` joins a rule and a decay mode.
+Imports no code under test. A rule is ``rule(g, state, **hyper) -> u``; `state` is a dict that starts empty.
+:func:`step` joins a rule and a decay mode.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def lion(g, state, *, betas):
 
 
 def muon(g, state, *, momentum, nesterov=False, scale=True):
-    """Algorithm 5: M_t = beta M_{t-1} + G_t; O_t = NewtonSchulz(M_t), or of G_t + beta M_t; times 0.2 sqrt(max(rows, cols))."""
+    """Algorithm 5: M_t = beta M_{t-1} + G_t; O_t = NewtonSchulz(M_t), or of G_t + beta M_t with Nesterov.
+
+    The scale is 0.2 sqrt(max(rows, cols)).
+    """
     state["m"] = momentum * state.get("m", 0.0) + g
     o = newton_schulz(g + momentum * state["m"] if nesterov else state["m"])
     return o * (0.2 * math.sqrt(max(g.shape)) if scale else 1.0)

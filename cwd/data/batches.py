@@ -1,8 +1,9 @@
 """A batch is a pure function of (data, seed, step).
 
-The token file is cut in N = len // seq_len rows. Epoch e visits all of them in an order drawn from the counter-based generator
-keyed by (seed, e), and sample number i of a run, counted from its first batch, is row i % N of epoch i // N. There is no loader
-and so no loader state: a resumed run, another number of processes and the other arm of a comparison see the same batches.
+The token file is cut in N = len // seq_len rows. Epoch e visits all of them in an order drawn from the counter-based
+generator keyed by (seed, e), and sample number i of a run, counted from its first batch, is row i % N of epoch i // N.
+There is no loader and so no loader state: a resumed run, another number of processes and the other arm of a comparison
+see the same batches.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def rows(
     return table[chosen].astype(np.int64)
 
 
-# Two: a batch may need the end of one epoch and the start of the next, and at the paper's size an order takes a gigabyte.
+# Two: a batch may need the end of one epoch and the start of the next, and at the paper's size an order takes a
+# gigabyte.
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order in which an epoch visits the rows: a permutation of range(count), (count,) int64, read-only."""

@@ -1,7 +1,7 @@
 """Where text comes from (the running Python's standard library, or the user's own files) and how it is split.
 
-A corpus lists its files without reading them (so that unchanged data is recognised from sizes and times alone), yields its
-documents one at a time, and describes itself without naming a path of this machine.
+A corpus lists its files without reading them (so that unchanged data is recognised from sizes and times alone), yields
+its documents one at a time, and describes itself without naming a path of this machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Corpus(Protocol):
 
 
 class PythonSource:
-    """The standard library's *.py of the Python that runs this, without tests: about 12 MB that every machine already has.
+    """The standard library's *.py of the Python that runs this, without tests: about 12 MB that every machine already
+    has.
 
     Raises:
         UserError: this Python has no standard library as source files (a zip, or bytecode only).
@@ -63,6 +64,7 @@ class PythonSource:
         self.folder = Path(sysconfig.get_path("stdlib"))
 
     def files(self) -> list[Path]:
+        """The files, sorted, without reading them."""
         found: list[Path] = []
         for folder, subfolders, names in os.walk(self.folder):
             subfolders[:] = [
@@ -77,12 +79,14 @@ class PythonSource:
         return sorted(found)
 
     def documents(self) -> Iterator[Document]:
+        """Every document, in a fixed order."""
         for path in self.files():
             text = _decode(_read(path), path)
             if text.strip():
                 yield Document(path.relative_to(self.folder).as_posix(), text)
 
     def spec(self) -> dict[str, Any]:
+        """What takes part in the fingerprint; no paths."""
         return {"kind": "python-source", "python": ".".join(map(str, sys.version_info[:3]))}
 
 
@@ -95,8 +99,8 @@ class TextFiles:
         separator: cuts a .txt or .md file into several documents (the separator itself belongs to none).
 
     Raises:
-        UserError: nothing given or matched, a suffix that is not allowed, and later, from `documents`, content that is not
-            what the suffix promises, with the file and the line or byte.
+        UserError: nothing given or matched, a suffix that is not allowed, and later, from `documents`, content that is
+            not what the suffix promises, with the file and the line or byte.
     """
 
     def __init__(self, files: list[str], field: str = "text", separator: str | None = None) -> None:
@@ -107,15 +111,18 @@ class TextFiles:
         self.patterns, self.field, self.separator = list(files), field, separator
 
     def files(self) -> list[Path]:
+        """The files, sorted, without reading them."""
         return sorted({path for pattern in self.patterns for path in _match(pattern)})
 
     def documents(self) -> Iterator[Document]:
+        """Every document, in a fixed order."""
         for path in self.files():
             for document in self._lines(path) if ".jsonl" in _suffix(path) else self._pieces(path):
                 if document.text.strip():
                     yield document
 
     def spec(self) -> dict[str, Any]:
+        """What takes part in the fingerprint; no paths."""
         return {"kind": "text-files", "field": self.field, "separator": self.separator}
 
     def _pieces(self, path: Path) -> Iterator[Document]:
@@ -166,8 +173,9 @@ class Division:
 def divide(corpus: Corpus, validation_fraction: float) -> Division:
     """Read everything once, and hold out whole documents for validation.
 
-    Documents that differ in whitespace alone are one document, so none can be on both sides. The order is that of the hashes
-    of their normalised content, and validation is the head of it: neither file names nor their order matter to the result.
+    Documents that differ in whitespace alone are one document, so none can be on both sides. The order is that of the
+    hashes of their normalised content, and validation is the head of it: neither file names nor their order matter to
+    the result.
 
     Raises:
         UserError: fewer than two distinct documents.

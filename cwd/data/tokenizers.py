@@ -1,7 +1,7 @@
 """Text to ids and back: raw bytes, a byte-level BPE trained here, or any Hugging Face tokenizer.
 
-No tokenizer here adds a special token: the paper packs documents with nothing between them. Nothing heavy is imported until a
-tokenizer that needs it is loaded.
+No tokenizer here adds a special token: the paper packs documents with nothing between them. Nothing heavy is imported
+until a tokenizer that needs it is loaded.
 """
 
 from __future__ import annotations
@@ -46,16 +46,19 @@ class ByteTokenizer:
     vocab_size = BYTES
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """An array of ids for each text."""
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids."""
         return bytes(int(i) for i in ids).decode("utf-8", errors="replace")  # a row may begin inside a character
 
     def fingerprint(self) -> str:
+        """A hash of all that decides the ids."""
         return "bytes"
 
     def save(self, folder: Path) -> None:
-        pass
+        """Writes what loading needs into the folder."""
 
 
 class JsonTokenizer:
@@ -68,19 +71,24 @@ class JsonTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """How many ids there are."""
         return 1 + max(self.backend.get_vocab().values())
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """An array of ids for each text."""
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def fingerprint(self) -> str:
+        """A hash of all that decides the ids."""
         return _hash(self.backend.to_str())
 
     def save(self, folder: Path) -> None:
+        """Writes what loading needs into the folder."""
         self.backend.save(str(folder / "tokenizer.json"))
 
 
@@ -95,22 +103,27 @@ class HuggingFaceTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """How many ids there are."""
         return 1 + max(self.backend.get_vocab().values())
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """An array of ids for each text."""
         # verbose=False: a document longer than the tokenizer's own model could take is no problem here.
         encoded = self.backend(texts, add_special_tokens=False, truncation=False, padding=False, verbose=False)
         return [np.array(ids, dtype=np.uint32) for ids in encoded["input_ids"]]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def fingerprint(self) -> str:
+        """A hash of all that decides the ids."""
         if self.backend.is_fast:
             return _hash(self.backend.backend_tokenizer.to_str())
         return _hash(type(self.backend).__name__ + json.dumps(sorted(self.backend.get_vocab().items())))
 
     def save(self, folder: Path) -> None:
+        """Writes what loading needs into the folder."""
         self.backend.save_pretrained(str(folder))
 
 
@@ -145,7 +158,8 @@ def open_tokenizer(spec: str, folder: Path) -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
-    """A byte-level BPE (GPT-2's splitting, no special tokens). Counts alone decide it, so the texts' order does not matter.
+    """A byte-level BPE (GPT-2's splitting, no special tokens). Counts alone decide it, so the texts' order does not
+    matter.
 
     A text with too few distinct pairs gives fewer than `vocab_size` ids.
     """
@@ -178,7 +192,7 @@ def _load_hugging_face(spec: str) -> JsonTokenizer | HuggingFaceTokenizer:
         if spec.startswith(("/", ".", "~")) or spec.endswith(".json"):  # no name on the hub looks like this
             raise FileNotFoundError("no such file or folder")
         return _load_name(spec)
-    except Exception as error:  # noqa: BLE001 - the two libraries raise whatever their own dependencies raise
+    except Exception as error:  # the two libraries raise whatever their own dependencies raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         hint = nearest(spec, ["bytes", "bpe"])
         raise UserError(f"tokenizer {spec!r} cannot be loaded: {reason}{hint}; {ALLOWED}") from None
@@ -200,7 +214,8 @@ def _load_path(path: Path) -> JsonTokenizer | HuggingFaceTokenizer:
 def _load_name(name: str) -> HuggingFaceTokenizer:
     from transformers import AutoTokenizer
 
-    # The cache first: it does not change from one run to the next, and a node without network need not wait for time-outs.
+    # The cache first: it does not change from one run to the next, and a node without network need not wait for
+    # time-outs.
     try:
         return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=True))
     except (OSError, ValueError):

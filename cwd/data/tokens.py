@@ -1,12 +1,12 @@
 """The packed token file: documents tokenised, split and concatenated once, then recognised and checked on every open.
 
-    root/<key>/              train.bin, validation.bin, manifest.json, the tokenizer's files; the key is a hash of the content
-    root/<key>.lock          held while that folder is built; the system drops it when its holder dies, however it dies
+    root/<key>/              train.bin, validation.bin, manifest.json, the tokenizer's files; the key hashes the content
+    root/<key>.lock          held while that folder is built; the system drops it however its holder dies
     root/<key>*.tmp          what is being built; nothing when its lock is free, and then removed
     root/index-<hash>.json   the size and time of every source file at the last look, and the key they led to
 
-A folder appears by one rename, after its content is on disk, so whatever bears a key was once complete; what happened to it
-since is told by the checksums.
+A folder appears by one rename, after its content is on disk, so whatever bears a key was once complete; what happened
+to it since is told by the checksums.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class TokenData:
 
     @property
     def vocab_size(self) -> int:
+        """How many ids there are."""
         return self.manifest["vocab_size"]
 
     @property
@@ -180,7 +181,9 @@ def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
 
 
 def _publish(work: Path, folder: Path) -> None:
-    """Put the finished folder in its place; one that is there is damaged, and readers who have it open keep their files."""
+    """Put the finished folder in its place; one that is there is damaged, and readers who have it open keep their
+    files.
+    """
     old = _gone(folder.with_suffix(".old.tmp"))
     if folder.exists():
         os.rename(folder, old)
@@ -230,7 +233,9 @@ def _recall(index: Path, state: list[list[Any]]) -> TokenData | None:
 
 @contextmanager
 def _lock(path: Path, progress: Progress | None = None) -> Iterator[bool]:
-    """Hold a lock file: waiting for it and saying so, or, without `progress`, yielding False at once when it is taken."""
+    """Hold a lock file: waiting for it and saying so, or, without `progress`, yielding False at once when it is
+    taken.
+    """
     with open(path, "ab") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

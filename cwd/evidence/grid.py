@@ -10,6 +10,7 @@ from typing import Any
 
 from cwd.errors import UserError
 from cwd.runs import Record, all_records
+from cwd.runs.record import FORMAT
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,19 @@ class Cell:
 def find_cells(identities: Iterable[dict[str, Any]], root: Path) -> list[Cell]:
     """A cell for each identity. Records made from other data than the most common one among them are left out.
 
-    A record of the same configuration but other data (another version of Python has another standard library) is another
-    experiment, and a table must not mix them.
+    A record of the same configuration but other data (another version of Python has another standard library) is
+    another experiment, and a table must not mix them. A record of another format is left out too.
     """
     wanted = list(identities)
     found: dict[str, list[Record]] = {}
     for record in all_records(root):
-        found.setdefault(_canonical(record.description.get("identity")), []).append(record)
+        if record.description.get("format") == FORMAT:
+            found.setdefault(_canonical(record.description["identity"]), []).append(record)
     candidates = [record for identity in wanted for record in found.get(_canonical(identity), [])]
     data = _most_common([record.description["data"]["fingerprint"] for record in candidates])
-    chosen = {_canonical(r.description["identity"]): r for r in candidates if r.description["data"]["fingerprint"] == data}
+    chosen = {
+        _canonical(r.description["identity"]): r for r in candidates if r.description["data"]["fingerprint"] == data
+    }
     return [Cell(identity, chosen.get(_canonical(identity))) for identity in wanted]
 
 
@@ -54,9 +58,11 @@ def check_paired(a: Cell, b: Cell) -> None:
         UserError: they are no pair.
     """
     first, second = (cell.record.summary["pairing"] if cell.record and cell.record.summary else None for cell in (a, b))
-    if first != second:
+    if first is None or first != second:
         keys = " and ".join(cell.record.key if cell.record else "?" for cell in (a, b))
-        raise UserError(f"runs {keys}: not a pair, their initial weights or batches differ; train both again on one machine")
+        raise UserError(
+            f"runs {keys}: not a pair, their initial weights or batches differ; train both again on one machine"
+        )
 
 
 def _most_common(values: list[str]) -> str | None:

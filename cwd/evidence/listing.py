@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,31 @@ SHORT = {"optimizer": "optimizer.name", "decay": "decay.mode", "dataset": "datas
 
 
 def select(root: Path, filters: Sequence[str]) -> list[Record]:
-    """The records that match every ``key=value``: a config key (``optimizer=lion``, ``decay.weight_decay=0.5``) or ``state=done``.
+    """The records that match every ``key=value``: a config key (``optimizer=lion``, ``decay.weight_decay=0.5``) or
+    ``state=done``.
 
     Raises:
         UserError: a filter that is not key=value, or a key that no run has.
     """
-    records = all_records(root)
+    described = [(record, facts(record)) for record in all_records(root)]
+    known = {name for _, about in described for name in about}
     for text in filters:
         key, equals, wanted = text.partition("=")
         if not equals:
             raise UserError(f"{text}: a filter is written key=value, as in optimizer=lion")
-        known = {name for record in records for name in facts(record)}
-        if records and SHORT.get(key, key) not in known:
+        name = SHORT.get(key, key)
+        if known and name not in known:
             raise UserError(f"{key}: no run has such a key{nearest(key, known | set(SHORT))}")
-        records = [record for record in records if str(facts(record).get(SHORT.get(key, key))) == wanted]
-    return records
+        described = [(record, about) for record, about in described if name in about and _is(about[name], wanted)]
+    return [record for record, _ in described]
+
+
+def _is(value: Any, wanted: str) -> bool:
+    """Whether a value is what a filter says, as written (cautious) or as JSON (1e-3, null)."""
+    try:
+        return str(value) == wanted or value == json.loads(wanted)
+    except ValueError:
+        return False
 
 
 def find(root: Path, prefix: str) -> Record:
@@ -41,24 +52,34 @@ def find(root: Path, prefix: str) -> Record:
     """
     matches = [record for record in all_records(root) if record.key.startswith(prefix)]
     if len(matches) != 1:
-        found = f"{len(matches)} runs begin with it: {', '.join(m.key for m in matches)}" if matches else "no run begins with it"
+        found = (
+            f"{len(matches)} runs begin with it: {', '.join(m.key for m in matches)}"
+            if matches
+            else "no run begins with it"
+        )
         raise UserError(f"{prefix}: {found} (in {root})")
     return matches[0]
 
 
 def facts(record: Record) -> dict[str, Any]:
     """The configuration with dotted keys, and the state."""
-    return {**dict(_flatten(record.config)), "state": record.status["state"]}
+    status = record.status
+    return {**dict(flatten(record.config)), "state": status["state"], "step": status["step"]}
 
 
 def print_runs(records: Sequence[Record], console: Console) -> None:
     """A line for each run."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "scale", "optimizer", "decay", "lr", "lambda", "seed", "state", "step", "loss", "accuracy"):
-        table.add_column(name, justify="right" if name in ("lr", "lambda", "seed", "step", "loss", "accuracy") else "left")
-    for record in sorted(records, key=_order):
-        table.add_row(*_line(record))
+        table.add_column(
+            name, justify="right" if name in ("lr", "lambda", "seed", "step", "loss", "accuracy") else "left"
+        )
+    for record, about in sorted(((record, facts(record)) for record in records), key=lambda pair: _order(pair[1])):
+        table.add_row(*_line(record, about))
     console.print(table if records else "no runs")
+    damaged = [record.key for record in records if not record.config]
+    if damaged:
+        console.print(f"config.json is damaged, training the run again writes it anew: {', '.join(damaged)}")
 
 
 def print_run(record: Record, console: Console) -> None:
@@ -68,7 +89,7 @@ def print_run(record: Record, console: Console) -> None:
     if status.get("message"):
         console.print(status["message"], highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in [*_flatten(summary), *_flatten(record.config)]:
+    for name, value in [*flatten(summary), *flatten(record.config)]:
         table.add_row(name, str(value))
     console.print(table)
     curve = Table("step", "loss", "accuracy", box=None, pad_edge=False, title="evaluations", title_justify="left")
@@ -90,24 +111,27 @@ def print_difference(a: Record, b: Record, console: Console) -> None:
     console.print(table)
     if one and two:
         paired = one.get("pairing") == two.get("pairing")
-        console.print(f"loss: {two['loss'] - one['loss']:+.4f} ({'a pair' if paired else 'not a pair: weights or batches differ'})")
+        kind = "a pair" if paired else "not a pair: weights or batches differ"
+        console.print(f"loss: {two['loss'] - one['loss']:+.4f} ({kind})")
 
 
-def _line(record: Record) -> list[str]:
-    config, status, summary = facts(record), record.status, record.summary or {}
-    names = ("scale", "optimizer.name", "decay.mode", "optimizer.lr", "decay.weight_decay", "seed")
+def _line(record: Record, about: dict[str, Any]) -> list[str]:
+    summary = record.summary or {}
+    names = ("scale", "optimizer.name", "decay.mode", "optimizer.lr", "decay.weight_decay", "seed", "state", "step")
     numbers = [f"{summary[name]:.4f}" if name in summary else "-" for name in ("loss", "accuracy")]
-    return [record.key[:8], *(str(config.get(name, "-")) for name in names), status["state"], str(status["step"]), *numbers]
+    return [record.key[:8], *(str(about.get(name, "-")) for name in names), *numbers]
 
 
-def _order(record: Record) -> tuple[str, ...]:
-    config = facts(record)
-    return tuple(str(config.get(name, "")) for name in ("scale", "optimizer.name", "decay.mode", "seed", "decay.weight_decay"))
+def _order(about: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        str(about.get(name, "")) for name in ("scale", "optimizer.name", "decay.mode", "seed", "decay.weight_decay")
+    )
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested data as (dotted key, value) pairs."""
     if not isinstance(value, dict):
         yield prefix, value
         return
     for name, one in value.items():
-        yield from _flatten(one, f"{prefix}.{name}" if prefix else str(name))
+        yield from flatten(one, f"{prefix}.{name}" if prefix else str(name))

@@ -1,4 +1,6 @@
-"""Paired statistics: two arms of one seed share initial weights and batches, so their difference is what is measured."""
+"""Paired statistics: two arms of one seed share initial weights and batches, so their difference is what is
+measured.
+"""
 
 from __future__ import annotations
 

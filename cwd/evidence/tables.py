@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from cwd.errors import UserError
 from cwd.evidence.grid import Cell, check_paired
+from cwd.evidence.listing import flatten
 from cwd.evidence.published import table10_difference
 from cwd.evidence.statistics import PairedDifference, paired_difference
 
@@ -21,7 +23,8 @@ def terminal() -> Console:
 
 
 def print_comparison(cells: Sequence[Cell], baseline: str, arm: str, console: Console | None = None) -> None:
-    """For each optimizer: mean loss of both arms, their paired difference with its 95% interval, and the published one (338M).
+    """For each optimizer: mean loss of both arms, their paired difference with its 95% interval, and the published one
+    (338M).
 
     Only seeds of which both arms are done count; what is missing is said below the table.
     """
@@ -38,6 +41,7 @@ def print_comparison(cells: Sequence[Cell], baseline: str, arm: str, console: Co
 
 def _row(cells: Sequence[Cell], baseline: str, arm: str) -> list[str]:
     first = cells[0].identity
+    _check_one_comparison(cells)
     pairs = _pairs(cells, baseline, arm)
     head = [OPTIMIZERS[first["optimizer"]["name"]], f"{first['decay']['weight_decay']:g}", str(len(pairs))]
     published = table10_difference("338m", first["optimizer"]["name"])
@@ -62,6 +66,21 @@ def _pairs(cells: Sequence[Cell], baseline: str, arm: str) -> list[tuple[float, 
     return pairs
 
 
+def _check_one_comparison(cells: Sequence[Cell]) -> None:
+    """Refuses cells that differ in more than the arm and the seed: a row would mix them."""
+    values: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, value in flatten(cell.identity):
+            values.setdefault(name, set()).add(str(value))
+    mixed = sorted(name for name, found in values.items() if len(found) > 1 and name not in ("decay.mode", "seed"))
+    if mixed:
+        name = cells[0].identity["optimizer"]["name"]
+        several = "; ".join(f"{key}: {', '.join(sorted(values[key]))}" for key in mixed)
+        raise UserError(
+            f"optimizer={name}: one row cannot mix runs of several settings ({several}); choose one of each"
+        )
+
+
 def _interval(difference: PairedDifference) -> str:
     if difference.low is None or difference.high is None:
         return "one pair: none"
@@ -71,12 +90,13 @@ def _interval(difference: PairedDifference) -> str:
 def _remarks(cells: Sequence[Cell]) -> list[str]:
     first = cells[0].identity
     shape, training = first["model"], first["training"]
+    millions = training["steps"] * training["batch_size"] * training["seq_len"] / 1e6
     lines = [
-        "difference: cautious minus decoupled, mean over seeds; below zero favours cautious. Both arms of a seed share initial",
-        "weights, batches and lambda. An interval that holds zero says: not resolved with these seeds.",
-        f"Small scale is not the paper's scale: here a model {shape['hidden_size']} wide and {shape['num_hidden_layers']} layers deep "
-        f"sees {training['steps'] * training['batch_size'] * training['seq_len'] / 1e6:.1f}M bytes of Python source;",
-        "the paper's smallest in this table has 338M parameters and billions of tokens. Neither sign nor size need carry over.",
+        "difference: cautious minus decoupled, mean over seeds; below zero favours cautious. Both arms of a seed share",
+        "initial weights, batches and lambda. An interval that holds zero says: not resolved with these seeds.",
+        "Small scale is not the paper's scale: here a model "
+        f"{shape['hidden_size']} wide and {shape['num_hidden_layers']} layers deep sees {millions:.1f}M tokens;",
+        "the paper's smallest in this table has 338M parameters and sees billions. Sign and size may change.",
     ]
     if first["scale"] == "smoke":
         lines.append("This is smoke scale: it proves that the plumbing works, and nothing else.")

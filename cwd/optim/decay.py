@@ -1,8 +1,8 @@
 """Decay modes: which coordinates decay, and how much of the decay they get.
 
 A mode is a plain function ``M(x, u, g, key)`` on one tensor that returns the factor of the decay term
-``weight_decay * M * x``: a boolean tensor, a 0-D tensor or a number. ``x`` is the value before the step, ``u`` the rule's final
-update, ``g`` the gradient. ``key`` seeds the modes that draw.
+``weight_decay * M * x``: a boolean tensor, a 0-D tensor or a number. ``x`` is the value before the step, ``u`` the
+rule's final update, ``g`` the gradient. ``key`` seeds the modes that draw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Key = tuple[int, int, int]
 
 
 def agrees(u: Tensor, x: Tensor) -> Tensor:
-    """True where u and x do not have strictly opposite signs: the paper's 1[u * x >= 0] (section 3, equation 1), as a bool tensor.
+    """True where u and x do not have strictly opposite signs: the paper's 1[u * x >= 0] (section 3, equation 1), as a
+    bool tensor.
 
     Signs are compared, not the product: 1e-30 * -1e-30 underflows to -0.0, which is ">= 0". A zero u or x agrees.
     """
@@ -55,7 +56,9 @@ def random(x: Tensor, u: Tensor, g: Tensor, key: Key) -> Factor:
 
 
 def inner_product(x: Tensor, u: Tensor, g: Tensor, key: Key) -> Factor:
-    """Decay the whole tensor if <u, x> >= 0, else none of it (Table 5). Summed in float64, where float32 products are exact."""
+    """Decay the whole tensor if <u, x> >= 0, else none of it (Table 5). Summed in float64, where float32 products are
+    exact.
+    """
     return torch.dot(u.reshape(-1).double(), x.reshape(-1).double()) >= 0
 
 
@@ -65,7 +68,9 @@ def opposite(x: Tensor, u: Tensor, g: Tensor, key: Key) -> Factor:
 
 
 def scaled(x: Tensor, u: Tensor, g: Tensor, key: Key) -> Factor:
-    """Decay every coordinate, by the cautious ratio: as much decay, without the choice. A control that the paper lacks."""
+    """Decay every coordinate, by the cautious ratio: as much decay, without the choice. A control that the paper
+    lacks.
+    """
     return agreement_ratio(u, x)
 
 
@@ -84,7 +89,8 @@ MODES: dict[str, Callable[[Tensor, Tensor, Tensor, Key], Factor]] = {
 def uniform(shape: torch.Size, key: Key, device: torch.device | str = "cpu") -> Tensor:
     """Uniform numbers in [0, 1), float32, each a pure function of (seed, step, tensor, element).
 
-    Counter based, with murmur3's 32-bit finaliser: no generator state exists, so a resumed or resharded run draws the same.
+    Counter based, with murmur3's 32-bit finaliser: no generator state exists, so a resumed or resharded run draws the
+    same.
 
     Args:
         shape: the tensor's whole shape; at most 2**32 elements.

@@ -57,9 +57,10 @@ def muon(g: Tensor, state: State, step: float, hyper: Hyper) -> Tensor:
     Args:
         g: gradient of shape (rows, cols).
         state: ``momentum_buffer``, same shape; updated in place.
-        hyper: ``momentum``, ``nesterov``, ``ns_steps``, ``ns_coefficients``, ``ns_dtype`` (None: that of g), ``eps``, and
-            ``adjust_lr_fn``: "match_rms_adamw" scales by 0.2 * sqrt(max(rows, cols)), "original" by sqrt(max(1, rows / cols)),
-            "none" not at all. The scale is a part of u; decay does not see it.
+        hyper: ``momentum``, ``nesterov``, ``ns_steps``, ``ns_coefficients``, ``ns_dtype`` (None: that of g), ``eps``,
+            and ``adjust_lr_fn``: "match_rms_adamw" scales by 0.2 * sqrt(max(rows, cols)), "original" by sqrt(max(1,
+            rows / cols)), "none" not at all, None is "original" as in torch.optim.Muon. The scale is a part of u; decay
+            does not see it.
     """
     m = state["momentum_buffer"]
     m.lerp_(g, 1 - hyper["momentum"])
@@ -108,7 +109,7 @@ def orthogonalize(matrix: Tensor, steps: int, coefficients: tuple[float, float, 
 def _muon_scale(kind: str, rows: int, cols: int) -> float:
     if kind == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, cols))
-    return math.sqrt(max(1.0, rows / cols)) if kind == "original" else 1.0
+    return 1.0 if kind == "none" else math.sqrt(max(1.0, rows / cols))
 
 
 def _check_betas(hyper: Hyper) -> None:
@@ -139,7 +140,7 @@ def _check_muon(hyper: Hyper) -> None:
         raise ValueError(f"ns_steps={hyper['ns_steps']}: a whole number from 1 to 99 is needed")
     if len(hyper["ns_coefficients"]) != 3:
         raise ValueError(f"ns_coefficients={hyper['ns_coefficients']}: three numbers are needed")
-    if hyper["adjust_lr_fn"] not in MUON_SCALES:
+    if hyper["adjust_lr_fn"] not in (None, *MUON_SCALES):
         raise ValueError(f"adjust_lr_fn={hyper['adjust_lr_fn']!r}: allowed are {', '.join(MUON_SCALES)}")
 
 

@@ -1,4 +1,6 @@
-"""Who gets which rule, decay and learning rate: an ordered list of name patterns; the first that matches a parameter wins."""
+"""Who gets which rule, decay and learning rate: an ordered list of name patterns; the first that matches a parameter
+wins.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,10 @@ class GroupPattern:
     lr_multiple: float = 1.0
     hyper: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.match, str):  # its letters would be taken for globs
+            raise ValueError(f"match={self.match!r}: a sequence of globs is needed, not one string")
+
 
 def assign_groups(
     named_parameters: Iterable[tuple[str, Tensor]],
@@ -37,10 +43,12 @@ def assign_groups(
     weight_decay: float,
     decay: str,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for :class:`cwd.optim.RuleOptimizer`, in the order of `patterns`; groups that match nothing stay empty.
+    """Parameter groups for :class:`cwd.optim.RuleOptimizer`, in the order of `patterns`; groups that match nothing stay
+    empty.
 
     Args:
-        named_parameters: (name, tensor) pairs, as ``model.named_parameters()`` gives them; those that need no gradient are left out.
+        named_parameters: (name, tensor) pairs, as ``model.named_parameters()`` gives them; those that need no gradient
+            are left out.
         lr, weight_decay, decay: base rate, lambda and mode for the groups that decay.
 
     Raises:
@@ -49,6 +57,7 @@ def assign_groups(
     groups: list[dict[str, Any]] = [
         {
             "params": [],
+            "param_names": [],  # torch fills it, but not for an empty group, which it then refuses beside named ones
             "rule": pattern.rule,
             "lr": lr * pattern.lr_multiple,
             "lr_multiple": pattern.lr_multiple,

@@ -1,8 +1,8 @@
 """The metrics file: one JSON object a line, only ever appended to.
 
-A run that is killed leaves lines from after its last checkpoint, and perhaps a torn last line. When it goes on, a line of kind
-"resume" says from which step; the reader forgets what came later than that before it, so that the series it returns is the one
-of an undisturbed run.
+A run that is killed leaves lines from after its last checkpoint, and perhaps a torn last line. When it goes on, a line
+of kind "resume" says from which step; the reader forgets what came later than that before it, so that the series it
+returns is the one of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class MetricsLog:
 
 
 def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The lines that count, in order, all or those of one kind; without the resume lines and what they undo. [] if no file."""
+    """The lines that count, in order, all or those of one kind; without the resume lines and what they undo. [] if no
+    file.
+    """
     kept: list[dict[str, Any]] = []
     try:
         raw = path.read_bytes()
@@ -62,6 +64,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value

@@ -1,12 +1,12 @@
 """A run is its content: its key is a hash of everything that can change its numbers, its folder is ``runs/<key>/``.
 
-    config.json         the key, the resolved configuration and the data's fingerprint
-    environment.jsonl   a line for each start: versions, commit, machine
-    metrics.jsonl       see cwd.runs.metrics
-    status.json         state, step, who works on it
-    summary.json        the result; only a finished run has one
-    checkpoints/        while it is not finished
-    model/              the final weights
+config.json         the key, the resolved configuration and the data's fingerprint
+environment.jsonl   a line for each start: versions, commit, machine
+metrics.jsonl       see cwd.runs.metrics
+status.json         state, step, who works on it
+summary.json        the result; only a finished run has one
+checkpoints/        while it is not finished
+model/              the final weights
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import hashlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cwd.errors import UserError
 from cwd.files import read_json, write_json
@@ -29,6 +30,7 @@ FORMAT = 1  # raised when the same configuration comes to mean other numbers
 KEY_LENGTH = 16
 STATES = ("running", "interrupted", "done", "diverged", "failed")
 FINISHED = ("done", "diverged")
+PATIENCE = 1.0  # seconds that a starter waits for the lock, which a reader holds for an instant
 
 
 class RunBusy(UserError):
@@ -36,7 +38,9 @@ class RunBusy(UserError):
 
 
 def run_key(identity: dict[str, Any], data_fingerprint: str) -> str:
-    """16 hexadecimal digits of the SHA-256 of the identity (plain nested data), the data's fingerprint and the format."""
+    """16 hexadecimal digits of the SHA-256 of the identity (plain nested data), the data's fingerprint and the
+    format.
+    """
     content = {"format": FORMAT, "config": identity, "data": data_fingerprint}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
@@ -65,7 +69,7 @@ class Record:
         record = cls(root / run_key(identity, data["fingerprint"]))
         try:
             record.folder.mkdir(parents=True, exist_ok=True)
-            if read_json(record.folder / "config.json") is None:
+            if not record.description:
                 write_json(
                     record.folder / "config.json",
                     {"key": record.key, "format": FORMAT, "data": data, "identity": identity, "config": everything},
@@ -77,25 +81,31 @@ class Record:
     @property
     def description(self) -> dict[str, Any]:
         """config.json; {} if it is not there or not readable."""
-        return read_json(self.folder / "config.json") or {}
+        return _read_object(self.folder / "config.json")
 
     @property
     def config(self) -> dict[str, Any]:
         """The whole resolved configuration."""
-        return self.description.get("config", {})
+        return self.description.get("config") or {}
 
     @property
     def status(self) -> dict[str, Any]:
-        """status.json, {"state": "new"} if there is none. A run whose process is gone reads as interrupted."""
-        status = read_json(self.folder / "status.json") or {"state": "new", "step": 0}
-        if status["state"] == "running" and not self.is_locked():
+        """status.json, {"state": "new", "step": 0} if there is none.
+
+        A run whose process is gone reads as interrupted. The result counts more than the status: with it a run is done
+        whatever else was lost, without it a run is not done.
+        """
+        status = {"state": "new", "step": 0, **_read_object(self.folder / "status.json")}
+        if (summary := self.summary) is not None:
+            return {**status, "state": "done", "step": summary.get("steps", status["step"])}
+        if status["state"] == "done" or (status["state"] == "running" and not self.is_locked()):
             status["state"] = "interrupted"
         return status
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """summary.json; None unless the run is done."""
-        return read_json(self.folder / "summary.json")
+        return _read_object(self.folder / "summary.json") or None
 
     @property
     def metrics_file(self) -> Path:
@@ -124,27 +134,32 @@ class Record:
 
         Raises:
             RunBusy: another process holds it.
+            UserError: the folder cannot be written.
         """
-        with open(self.folder / "lock", "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                owner = read_json(self.folder / "status.json") or {}
-                raise RunBusy(
-                    f"run {self.key}: process {owner.get('pid', '?')} on {owner.get('host', '?')} is working on it; wait for it, or end it"
-                ) from error
+        try:
+            file = open(self.folder / "lock", "a+")  # noqa: SIM115 (closed below)
+        except OSError as error:
+            raise UserError(f"run {self.key}: {self.folder} cannot be written ({error.strerror})") from error
+        with file:
+            give_up = time.monotonic() + PATIENCE
+            while not _flock(file, fcntl.LOCK_EX):
+                if time.monotonic() > give_up:
+                    file.seek(0)
+                    owner = file.read() or "another process"
+                    raise RunBusy(f"run {self.key}: {owner} is working on it; wait for it, or end it")
+                time.sleep(0.02)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
             yield
 
     def is_locked(self) -> bool:
-        """Whether some process holds the run now."""
+        """Whether some process holds the run now. Readers do not see each other."""
         try:
-            with open(self.folder / "lock", "a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # a read-only copy of a runs folder: nobody works there
+            with open(self.folder / "lock") as file:
+                return not _flock(file, fcntl.LOCK_SH)
+        except OSError:  # no lock file: nobody ever worked here
             return False
-        return False
 
 
 def all_records(root: Path) -> list[Record]:
@@ -152,6 +167,21 @@ def all_records(root: Path) -> list[Record]:
     if not root.is_dir():
         return []
     return [Record(folder) for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()]
+
+
+def _flock(file: IO[str], kind: int) -> bool:
+    """Whether the lock could be had at once."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The file's JSON object; {} if it is absent or holds anything else."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
 
 
 def now() -> str:

@@ -1,4 +1,6 @@
-"""Checkpoints that are whole or absent: a folder appears by one rename, after its content is on disk, and carries its checksum."""
+"""Checkpoints that are whole or absent: a folder appears by one rename, after its content is on disk, and carries its
+checksum.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_checkpoint(root: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole, on the CPU; None if there is none. A damaged one is said and passed over."""
+    """The state of the newest checkpoint that is whole, on the CPU; None if there is none. A damaged one is said and
+    passed over.
+    """
     for folder in reversed(_folders(root)):
         checksum = read_json(folder / "checksum.json")
         try:

@@ -21,7 +21,7 @@ class Progress:
 
     @staticmethod
     def resolve(kind: str) -> str:
-        """"auto" as the terminal has it."""
+        """ "auto" as the terminal has it."""
         return kind if kind != "auto" else "bar" if sys.stdout.isatty() else "lines"
 
     def say(self, text: str) -> None:
@@ -45,7 +45,9 @@ class Progress:
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=f"{_short(rate)} {self._unit}/s")
         elif self._kind == "lines" and (time.monotonic() - self._printed > LINE_SECONDS or step == self._steps):
             self._printed = time.monotonic()
-            self._print(f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.4f}  {_short(rate)} {self._unit}/s")
+            self._print(
+                f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.4f}  {_short(rate)} {self._unit}/s"
+            )
 
     def close(self) -> None:
         """Takes the bar down."""
@@ -84,7 +86,7 @@ def _short(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """"42 s", "3 min 05 s", "2 h 07 min"."""
+    """ "42 s", "3 min 05 s", "2 h 07 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

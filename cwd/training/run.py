@@ -68,7 +68,8 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress)
 
 
 def _tell(result: Result, config: schema.Config, progress: Progress, found: bool = False) -> Result:
-    arm = f"{config.optimizer.name} {config.decay.mode} seed {config.seed}"
+    values = f"lr {config.optimizer.lr:g} lambda {config.decay.weight_decay:g} seed {config.seed}"
+    arm = f"{config.optimizer.name:<5} {config.decay.mode:<9} {values}"
     if result.summary is None:
         progress.result(f"diverged  {arm}: {result.record.status.get('message', '')}  {result.record.folder}")
         return result
@@ -77,7 +78,9 @@ def _tell(result: Result, config: schema.Config, progress: Progress, found: bool
     when = "found" if found else "done "
     progress.result(f"{when}  {arm}  {metrics}  ({duration(summary['seconds'])})  {result.record.folder}")
     other = "decoupled" if config.decay.mode == "cautious" else "cautious"
-    progress.say(f"       loss in nats per token on held-out text, accuracy of the next token; {summary['parameters']:,} parameters")
-    progress.say(f"next   python train.py optimizer={config.optimizer.name} decay={other}   the other arm, on the same batches")
+    progress.say("       loss in nats per token on held-out text; accuracy of the next token")
+    progress.say(
+        f"next   python train.py optimizer={config.optimizer.name} decay={other}   the other arm, on the same batches"
+    )
     progress.say(f"       python scripts/runs.py show {result.record.key[:6]}   this run; scripts/runs.py lists all")
     return result

@@ -11,8 +11,9 @@ def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
     """The factor on the peak rate at the update with 0-based number `step` of `steps`.
 
     Linear warmup over W = round(warmup * steps) updates, the first of which already moves (1 / W). Cosine, as in
-    google-deepmind/simply: with t = step + 1 and p = (t - W) / (steps - W), end + (1 - end) * (1 + cos(pi p)) / 2, so that the last
-    update has exactly end_factor. WSD: 1 until the last round(decay_fraction * steps) updates, then linear to end_factor.
+    google-deepmind/simply: with t = step + 1 and p = (t - W) / (steps - W), end + (1 - end) * (1 + cos(pi p)) / 2, so
+    that the last update has exactly end_factor. WSD: 1 until the last round(decay_fraction * steps) updates, then
+    linear to end_factor.
     """
     warmup = round(schedule.warmup * steps)
     done = step + 1

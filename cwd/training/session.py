@@ -11,6 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from cwd import config as schema
 from cwd.data.tokens import TokenData
+from cwd.errors import UserError
+from cwd.models.zoo import count_parameters
 from cwd.runs import Record
 from cwd.training.checkpoint import remove_checkpoints
 from cwd.training.environment import describe_environment
@@ -19,6 +21,8 @@ from cwd.training.signals import Interrupted, Interrupts
 from cwd.training.tasks import LanguageTask
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Diverged, Trainer
+
+NO_TRACKER = schema.Tracker(name="none")
 
 
 def train(
@@ -41,7 +45,7 @@ def train(
             if main:
                 record.set_status("running", 0, steps=config.training.steps)
                 record.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
-            tracker = open_tracker(config, record, progress.warn) if main else open_tracker(_untracked(config), record, progress.warn)
+            tracker = open_tracker(config.tracker if main else NO_TRACKER, config, record, progress.warn)
             trainer = Trainer(config, task, record, accelerator, progress, tracker, interrupts)
             _introduce(config, data, record, trainer, progress)
             return _fit(trainer)
@@ -76,27 +80,21 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
 def _accelerator(config: schema.Config) -> Accelerator:
     device, precision = config.machine.device, config.training.precision
     if device == "cuda" and not torch.cuda.is_available():
-        from cwd.errors import UserError
-
         raise UserError("machine.device=cuda: torch sees no CUDA device here; allowed are auto and cpu")
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
 
 
-def _untracked(config: schema.Config) -> schema.Config:
-    import dataclasses
-
-    return dataclasses.replace(config, tracker=schema.Tracker(name="none"))
-
-
 def _introduce(config: schema.Config, data: TokenData, record: Record, trainer: Trainer, progress: Progress) -> None:
     """Who is trained on what, and who got which rule."""
-    from cwd.models.zoo import count_parameters
-
     count, training = count_parameters(trainer.bare_model), config.training  # type: ignore[arg-type]
     tokens = {split: f"{part['tokens']:,}" for split, part in data.manifest["splits"].items()}
     progress.say(f"run    {record.folder}")
-    progress.say(f"model  {config.model.family}: {count.total:,} parameters, {count.non_embedding:,} beside the embedding")
+    progress.say(
+        f"model  {config.model.family}: {count.total:,} parameters, {count.non_embedding:,} beside the embedding"
+    )
     progress.say(f"data   {config.dataset.name}: {tokens['train']} tokens to train on, {tokens['validation']} held out")
-    progress.say(f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {config.scale} scale")
+    progress.say(
+        f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {config.scale} scale"
+    )
     for line in trainer.groups:
         progress.say(f"group  {line}")

@@ -5,10 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType
-from typing import Any, NoReturn
-
-import torch
-from accelerate import Accelerator
+from typing import Any
 
 
 class Interrupted(SystemExit):
@@ -20,10 +17,10 @@ class Interrupted(SystemExit):
 
 
 class Interrupts:
-    """While entered, turns the first SIGINT or SIGTERM into a request that the trainer asks for after each step."""
+    """While entered, notes the first SIGINT or SIGTERM in ``signal``, which the trainer looks at after each step."""
 
     def __init__(self) -> None:
-        self._number = 0
+        self.signal = 0  # the number of the signal that came
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
@@ -36,18 +33,7 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def requested(self, accelerator: Accelerator) -> bool:
-        """Whether any process was signalled; all processes agree."""
-        if accelerator.num_processes > 1:
-            flag = torch.tensor(self._number, device=accelerator.device)
-            self._number = int(accelerator.reduce(flag, reduction="sum").item() and (self._number or signal.SIGTERM))
-        return self._number != 0
-
-    def leave(self, step: int) -> NoReturn:
-        """Ends the run."""
-        raise Interrupted(self._number, step)
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._number:
+        if self.signal:
             raise KeyboardInterrupt
-        self._number = number
+        self.signal = number

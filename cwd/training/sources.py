@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cwd import config as schema
-from cwd.data.corpora import Corpus, PythonSource, TextFiles
+from cwd.data.batches import evaluation_rows
+from cwd.data.corpora import SPLITS, Corpus, PythonSource, TextFiles
 from cwd.data.tokens import TokenData, prepare
 
 
 def load_tokens(config: schema.Config, say: Callable[[str], None]) -> TokenData:
-    """The configured text as token files, prepared if they are not there. Raises UserError as :func:`cwd.data.tokens.prepare`."""
+    """The configured text as token files, prepared if they are not there. Raises UserError as
+    :func:`cwd.data.tokens.prepare`.
+    """
     dataset = config.dataset
-    return prepare(
+    data = prepare(
         _corpus(dataset),
         tokenizer=dataset.tokenizer,
         vocab_size=dataset.vocab_size,
@@ -21,6 +24,9 @@ def load_tokens(config: schema.Config, say: Callable[[str], None]) -> TokenData:
         root=Path(config.machine.data),
         progress=say,
     )
+    for split in SPLITS:  # said before the run's folder exists
+        evaluation_rows(data.tokens(split), 1, config.training.seq_len, split)
+    return data
 
 
 def _corpus(dataset: schema.Dataset) -> Corpus:

@@ -26,7 +26,9 @@ class Task(Protocol):
         """The model, its weights drawn from torch's global generator."""
 
     def batch(self, step: int) -> Batch:
-        """The whole batch of the update with 0-based number `step`, over all processes: a pure function of (data, seed, step)."""
+        """The whole batch of the update with 0-based number `step`, over all processes: a pure function of (data, seed,
+        step).
+        """
 
     def units(self, batch: Batch) -> int:
         """How many units the batch holds."""
@@ -45,7 +47,9 @@ class Task(Protocol):
 
 
 class LanguageTask:
-    """Next-token prediction over packed rows (B, T): every token is predicted, the first of a row from id 0 (the paper's packing)."""
+    """Next-token prediction over packed rows (B, T): every token is predicted, the first of a row from id 0 (the
+    paper's packing).
+    """
 
     unit = "tokens"
 
@@ -53,7 +57,9 @@ class LanguageTask:
         self._model, self._training, self._seed = config.model, config.training, config.seed
         self._train = data.tokens("train")
         self._vocab_size = data.vocab_size
-        self._evaluation = evaluation_rows(data.tokens("validation"), config.evaluation.sequences, self._training.seq_len)
+        self._evaluation = evaluation_rows(
+            data.tokens("validation"), config.evaluation.sequences, self._training.seq_len
+        )
 
     def build_model(self) -> nn.Module:
         """The configured model with the data's vocabulary."""

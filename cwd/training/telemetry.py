@@ -1,4 +1,6 @@
-"""What the paper's figures need from inside the optimizer's step: mask ratio and RMS norms, per tensor and overall (Figures 7, 11-13)."""
+"""What the paper's figures need from inside the optimizer's step: mask ratio and RMS norms, per tensor and overall
+(Figures 7, 11-13).
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,12 @@ FIELDS = ("mask_ratio", "strict_ratio", "rms_x", "rms_u", "rms_g")
 
 
 class Telemetry:
-    """Collects one step's observations. Give :meth:`collect` to the optimizer as its observer on the steps that are to be measured.
+    """Collects one step's observations. Give :meth:`collect` to the optimizer as its observer on the steps that are to
+    be measured.
 
-    Per tensor: ``mask_ratio``, the fraction of coordinates with u * x >= 0, where cautious decay acts (or would act: it is measured
-    under every decay mode); ``strict_ratio``, with u * x > 0, Figure 7's definition; ``rms_x``, ``rms_u``, ``rms_g``, root mean squares of
-    parameter (before the step), update and gradient (after clipping).
+    Per tensor: ``mask_ratio``, the fraction of coordinates with u * x >= 0, where cautious decay acts (or would act: it
+    is measured under every decay mode); ``strict_ratio``, with u * x > 0, Figure 7's definition; ``rms_x``, ``rms_u``,
+    ``rms_g``, root mean squares of parameter (before the step), update and gradient (after clipping).
     """
 
     def __init__(self) -> None:

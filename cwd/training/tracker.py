@@ -1,4 +1,6 @@
-"""Trackers: a view of the metrics for people. Whatever happens to a tracker, the run goes on; its metrics file is the record."""
+"""Trackers: a view of the metrics for people. Whatever happens to a tracker, the run goes on; its metrics file is the
+record.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,15 @@ class Tracker:
         try:
             return action()
         except Exception as error:  # whatever it is, it is not the run's business
-            self._say(f"tracker: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; going on without it")
+            reason = " ".join(str(error).split())[:200]
+            self._say(f"tracker: {type(error).__name__}: {reason}; going on without it")
             self._run = None
             return None
 
 
-def open_tracker(config: schema.Config, record: Record, say: Callable[[str], None]) -> Tracker:
-    """The configured tracker, attached to the record. Never raises."""
-    if config.tracker.name == "wandb":
+def open_tracker(choice: schema.Tracker, config: schema.Config, record: Record, say: Callable[[str], None]) -> Tracker:
+    """The chosen tracker, attached to the record. Never raises."""
+    if choice.name == "wandb":
         return Tracker(lambda: _start_wandb(config, record), say)
     return Tracker(lambda: None, say)
 
@@ -52,7 +55,7 @@ def _start_wandb(config: schema.Config, record: Record) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in(wandb) else "offline")
+    mode: Any = os.environ.get("WANDB_MODE") or ("online" if _logged_in(wandb) else "offline")
     arguments: dict[str, Any] = {
         "project": config.tracker.project,
         "group": config.tracker.group,

@@ -1,7 +1,7 @@
 """The training loop, driven by accelerate. It knows no task: batch, loss and metrics come from the task object.
 
-Everything that happens in a step is a pure function of the weights, the optimizer's state and the step's number, so a run that
-is stopped anywhere and goes on from a checkpoint ends with the same bits.
+Everything that happens in a step is a pure function of the weights, the optimizer's state and the step's number, so a
+run that is stopped anywhere and goes on from a checkpoint ends with the same bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cwd.training.checkpoint import load_checkpoint, remove_checkpoints, save_ch
 from cwd.training.optimizer import build_optimizer
 from cwd.training.progress import Progress
 from cwd.training.schedule import lr_factor
-from cwd.training.signals import Interrupts
+from cwd.training.signals import Interrupted, Interrupts
 from cwd.training.tasks import Batch, Task, chunks
 from cwd.training.telemetry import Telemetry
 from cwd.training.tracker import Tracker
@@ -85,7 +85,8 @@ class Trainer:
         """Trains to the last step.
 
         Returns:
-            The summary: final ``loss`` and other metrics, ``steps``, units seen, ``seconds``, and the hashes that pair two runs.
+            The summary: final ``loss`` and other metrics, ``steps``, units seen, ``seconds``, and the hashes that pair
+            two runs.
 
         Raises:
             Diverged: the loss is not finite.
@@ -120,11 +121,23 @@ class Trainer:
             self._write("telemetry", **self.telemetry.take())
         if _due(self.step, self.config.evaluation.every) or last:
             self._evaluate()
-        if self.interrupts.requested(self.accelerator):
+        if not last:
+            self._save_or_leave()
+
+    def _save_or_leave(self) -> None:
+        """A checkpoint if the time for it has come or a signal came; after a signal, the end."""
+        old = time.monotonic() - self._saved >= self.config.machine.checkpoint_seconds
+        due, signal = self._agree(int(old), self.interrupts.signal)
+        if due or signal:
             self._save()
-            self.interrupts.leave(self.step)
-        if not last and time.monotonic() - self._saved >= self.config.machine.checkpoint_seconds:
-            self._save()
+        if signal:
+            raise Interrupted(signal, self.step)
+
+    def _agree(self, *values: int) -> list[int]:
+        """The largest of each value over the processes: clocks and signals differ, and all must do the same."""
+        if self.accelerator.num_processes == 1:
+            return list(values)
+        return self.accelerator.gather(torch.tensor([values], device=self.accelerator.device)).amax(0).tolist()
 
     def _update(self) -> None:
         """One optimizer update on the step's batch, accumulated over micro-batches."""
@@ -159,12 +172,18 @@ class Trainer:
         values = self._drain()
         loss, norm = values.mean(0).tolist()
         rate = self._units_here / max(self.seconds - self._seconds_before, 1e-9)
-        self._write("train", loss=loss, grad_norm=norm, lr=self.rule_optimizer.param_groups[0]["lr"], seconds=self.seconds)
-        self.tracker.log({"train/loss": loss, "train/grad_norm": norm, f"train/{self.task.unit}_per_second": rate}, self.step)
+        self._write(
+            "train", loss=loss, grad_norm=norm, lr=self.rule_optimizer.param_groups[0]["lr"], seconds=self.seconds
+        )
+        self.tracker.log(
+            {"train/loss": loss, "train/grad_norm": norm, f"train/{self.task.unit}_per_second": rate}, self.step
+        )
         self.progress.advance(self.step, loss, rate)
 
     def _drain(self) -> torch.Tensor:
-        """The pending (loss, norm) rows, averaged over processes, (n, 2) on the CPU; raises Diverged if a loss is not finite."""
+        """The pending (loss, norm) rows, averaged over processes, (n, 2) on the CPU; raises Diverged if a loss is not
+        finite.
+        """
         values = self.accelerator.reduce(torch.stack(self.pending), reduction="mean").cpu()
         self.pending = []
         finite = values[:, 0].isfinite()
@@ -176,7 +195,11 @@ class Trainer:
     def _evaluate(self) -> None:
         """Metrics on the evaluation set, each process on its part."""
         self.model.eval()
-        count, processes, rank = self.task.evaluation_rows(), self.accelerator.num_processes, self.accelerator.process_index
+        count, processes, rank = (
+            self.task.evaluation_rows(),
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+        )
         sums: dict[str, torch.Tensor] = {}
         for start, stop in list(chunks(count, self.micro))[rank::processes]:
             piece = self._to_device(self.task.evaluation_batch(start, stop), 0, stop - start)
@@ -200,7 +223,9 @@ class Trainer:
         return dict(zip(names, self.accelerator.reduce(packed, reduction="sum").tolist(), strict=True))
 
     def _save(self) -> None:
-        """A checkpoint of the current step. The losses since the last line are checked first: a broken state is not worth keeping."""
+        """A checkpoint of the current step. The losses since the last line are checked first: a broken state is not
+        worth keeping.
+        """
         if self.pending:
             rows = self._drain()
             self.pending = list(rows.to(self.accelerator.device))
@@ -224,8 +249,8 @@ class Trainer:
             return
         if state["weights_hash"] != self.weights_hash:
             raise UserError(
-                f"run {self.record.key}: its checkpoint began from other initial weights than this installation draws for seed "
-                f"{self.config.seed} (another version of torch?); remove {self.record.folder} to start it anew"
+                f"run {self.record.key}: its checkpoint began from other initial weights than this installation draws "
+                f"for seed {self.config.seed} (another version of torch?); remove {self.record.folder} to start it anew"
             )
         self.step, self.seconds, self.batches_hash = state["step"], state["seconds"], state["batches_hash"]
         self.bare_model.load_state_dict(state["model"])
@@ -242,14 +267,13 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Saves the final weights, and says what came out."""
-        units = self.task.units(self.task.batch(0)) * self.steps
         if self.accelerator.is_main_process:
             self._save_model()
             remove_checkpoints(self.record.folder / "checkpoints")
         return {
             **self.evaluated,
             "steps": self.steps,
-            self.task.unit: units,
+            self.task.unit: self.task.units(self.task.batch(0)) * self.steps,
             "seconds": self.seconds,
             "parameters": sum(p.numel() for p in self.bare_model.parameters()),
             "pairing": {"weights": self.weights_hash, "batches": self.batches_hash},
@@ -279,7 +303,8 @@ def _split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
     micro = config.machine.micro_batch_size or share
     if share % micro:
         raise UserError(
-            f"machine.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} processes has"
+            f"machine.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} "
+            "processes has"
         )
     return share, micro
 
@@ -292,13 +317,15 @@ def _hash_weights(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def _chain(previous: str, batch: Batch) -> str:
-    """The hash of all batches so far, from the one before and this batch: a chain, so that a checkpoint can carry it."""
+    """The hash of all batches so far, from the one before and this batch: a chain, so that a checkpoint can carry
+    it.
+    """
     digest = hashlib.sha256(previous.encode())
     for name in sorted(batch):
-        digest.update(batch[name].contiguous().numpy())
+        digest.update(batch[name].contiguous().numpy().data)
     return digest.hexdigest()[:16]

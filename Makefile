@@ -1,0 +1,55 @@
+# make help lists what there is. demo and test set up .venv by themselves, once, and again when the lock file changes.
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit proofs setup setup-dev clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/train.stamp  ## cautious against decoupled weight decay: AdamW, Lion, Muon on two cores, about five minutes
+	@echo "Three optimizers, decoupled and cautious, three seeds: 18 runs of a small language model on Python source."
+	@echo "A line for each run; stop and start again as you like, finished runs are kept."
+	@OMP_NUM_THREADS=1 $(BIN)/python train.py experiment=demo
+	@$(BIN)/python scripts/report.py demo
+
+test: .venv/dev.stamp  ## everything that must hold: formatting, lint, types, unit tests
+	@$(MAKE) --no-print-directory lint types unit
+
+lint: .venv/dev.stamp  ## ruff
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+types: .venv/dev.stamp  ## mypy
+	@$(BIN)/mypy
+
+unit: .venv/dev.stamp  ## pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+
+proofs: .venv/dev.stamp  ## the slow tests too
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+setup: .venv/train.stamp  ## what train.py needs, in .venv
+
+setup-dev: .venv/dev.stamp  ## what the tests need as well
+
+clean:  ## remove .venv and caches; runs and data stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build dist
+
+.venv/bin/python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; name a Python of 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old, 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
+	@$(PYTHON) -m venv .venv
+
+.venv/train.stamp: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing into .venv (once; torch is large, so this takes some minutes)"
+	@$(PIP) -e '.[train]'
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing into .venv (once; torch is large, so this takes some minutes)"
+	@$(PIP) -e '.[dev]'
+	@touch $@ .venv/train.stamp
