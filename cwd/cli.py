@@ -20,7 +20,18 @@ from yaml import YAMLError
 from cwd.config import allowed_keys, unknown_key
 from cwd.errors import UserError, nearest
 
-GROUPS = ("model", "dataset", "optimizer", "decay", "schedule", "tracker", "scale", "tuned", "experiment", "hydra/launcher")
+GROUPS = (
+    "model",
+    "dataset",
+    "optimizer",
+    "decay",
+    "schedule",
+    "tracker",
+    "scale",
+    "tuned",
+    "experiment",
+    "hydra/launcher",
+)
 
 
 def guarded(main: Callable[[], Any]) -> None:

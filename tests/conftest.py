@@ -2,8 +2,99 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import logging
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
+from cwd.config import NOT_IDENTITY, Config
+from cwd.runs import Record
+from cwd.sweeps import compose_config
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+class Ended(NamedTuple):
+    """How train.py ended: its exit status, what it printed, and the configurations that it would have trained."""
+
+    status: int
+    out: str
+    err: str
+    configs: list[Config]
+
+
+@pytest.fixture
+def train_py(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Ended]:
+    """train.py with arguments, in this process, in an empty folder; it notes the configurations it would train."""
+    asked: list[Config] = []
+    trainer = ModuleType("cwd.training.run")
+    trainer.run = lambda config: asked.append(config) or SimpleNamespace(summary={"loss": 1.0})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cwd.training.run", trainer)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        asked.clear()
+        capsys.readouterr()
+        status: Any = 0
+        try:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        return Ended(status, *capsys.readouterr(), list(asked))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def laptop() -> dict[str, Any]:
+    """The default configuration, without a tracker, as plain nested data."""
+    return dataclasses.asdict(compose_config(["tracker=none"]))
+
+
+@pytest.fixture
+def write_run(laptop: dict[str, Any], tmp_path: Path) -> Callable[..., Record]:
+    """Writes the record of a run that nobody trained, under tmp_path/runs.
+
+    Its arguments are values of the configuration ("decay.mode": "cautious"), the data's fingerprint, and the loss of a
+    run that is done; without one it has not begun.
+    """
+
+    def write(values: dict[str, Any], loss: float | None = None, data: str = "a", pairing: str = "") -> Record:
+        config = changed(laptop, values)
+        record = Record.create(tmp_path / "runs", identity_of(config), {"fingerprint": data}, config)
+        if loss is not None:
+            summary = {"loss": loss, "accuracy": 0.25, "seconds": 1.0, "steps": 600}
+            record.finish({**summary, "pairing": {"weights": f"{pairing}{config['seed']}", "batches": "b"}}, 600)
+        return record
+
+    return write
+
+
+def changed(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A copy of nested data with other values at dotted keys."""
+    config = copy.deepcopy(config)
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[name] = value
+    return config
+
+
+def identity_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What cwd.config.identity gives, of plain data."""
+    return {name: value for name, value in config.items() if name not in NOT_IDENTITY}

@@ -79,7 +79,8 @@ def print_runs(records: Sequence[Record], console: Console) -> None:
     console.print(table if records else "no runs")
     damaged = [record.key for record in records if not record.config]
     if damaged:
-        console.print(f"config.json is damaged, training the run again writes it anew: {', '.join(damaged)}")
+        line = f"config.json is damaged, training the run again writes it anew: {', '.join(damaged)}"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_run(record: Record, console: Console) -> None:

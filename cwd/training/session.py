@@ -16,6 +16,7 @@ from cwd.models.zoo import count_parameters
 from cwd.runs import Record
 from cwd.training.checkpoint import remove_checkpoints
 from cwd.training.environment import describe_environment
+from cwd.training.memory import keep_freed_memory
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts
 from cwd.training.tasks import LanguageTask
@@ -38,6 +39,8 @@ def train(
         torch.set_num_threads(config.machine.threads)
     transformers_logging.disable_progress_bar()
     accelerator = _accelerator(config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     main = accelerator.is_main_process
     try:
         with Interrupts() as interrupts:

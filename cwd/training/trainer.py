@@ -92,22 +92,26 @@ class Trainer:
             Diverged: the loss is not finite.
             Interrupted: a signal came; a checkpoint of the current step has been written.
         """
-        self._resume()
-        self._log_file = MetricsLog(self.record.metrics_file) if self.accelerator.is_main_process else None
-        self._log_resume()
+        self.start()
         try:
             if self.step == 0:
                 self._evaluate()
-            self._started = self._saved = time.monotonic()
-            self._seconds_before, self._units_here = self.seconds, 0
             while self.step < self.steps:
-                self._advance()
+                self.advance()
             return self._finish()
         finally:
             if self._log_file is not None:
                 self._log_file.close()
 
-    def _advance(self) -> None:
+    def start(self) -> None:
+        """Goes to the last checkpoint, if there is one, and opens the metrics."""
+        self._resume()
+        self._log_file = MetricsLog(self.record.metrics_file) if self.accelerator.is_main_process else None
+        self._log_resume()
+        self._started = self._saved = time.monotonic()
+        self._seconds_before, self._units_here = self.seconds, 0
+
+    def advance(self) -> None:
         """One update and whatever is due after it."""
         measured = _due(self.step + 1, self.config.telemetry.every) or (self.step == 0 and self.config.telemetry.every)
         self.rule_optimizer.observer = self.telemetry.collect if measured else None
