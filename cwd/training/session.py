@@ -46,7 +46,7 @@ def train(
         with Interrupts() as interrupts:
             task = LanguageTask(config, data)
             if main:
-                record.set_status("running", 0, steps=config.training.steps)
+                record.set_status("running", record.status["step"], steps=config.training.steps)
                 record.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
             tracker = open_tracker(config.tracker if main else NO_TRACKER, config, record, progress.warn)
             trainer = Trainer(config, task, record, accelerator, progress, tracker, interrupts)

@@ -21,6 +21,7 @@ class Task(Protocol):
     """The trainer's view of a task. A batch is a dict of CPU tensors with one row per example."""
 
     unit: str  # what is counted: "tokens", "images"
+    metrics: tuple[str, ...]  # what measure gives besides "count"; "loss" is among them
 
     def build_model(self) -> nn.Module:
         """The model, its weights drawn from torch's global generator."""
@@ -52,6 +53,7 @@ class LanguageTask:
     """
 
     unit = "tokens"
+    metrics = ("loss", "accuracy")
 
     def __init__(self, config: schema.Config, data: TokenData) -> None:
         self._model, self._training, self._seed = config.model, config.training, config.seed

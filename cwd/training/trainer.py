@@ -199,19 +199,16 @@ class Trainer:
     def _evaluate(self) -> None:
         """Metrics on the evaluation set, each process on its part."""
         self.model.eval()
-        count, processes, rank = (
-            self.task.evaluation_rows(),
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-        )
-        sums: dict[str, torch.Tensor] = {}
-        for start, stop in list(chunks(count, self.micro))[rank::processes]:
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        names = ("count", *self.task.metrics)
+        sums = torch.zeros(len(names), dtype=torch.float64, device=self.accelerator.device)
+        for start, stop in list(chunks(self.task.evaluation_rows(), self.micro))[rank::processes]:
             piece = self._to_device(self.task.evaluation_batch(start, stop), 0, stop - start)
-            for name, value in self.task.measure(self.model, piece).items():
-                sums[name] = sums.get(name, 0) + value
+            measured = self.task.measure(self.model, piece)
+            sums += torch.stack([measured[name] for name in names])
         self.model.train()
-        totals = self._sum_over_processes(sums)
-        metrics = {name: value / totals["count"] for name, value in totals.items() if name != "count"}
+        count, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+        metrics = {name: total / count for name, total in zip(self.task.metrics, totals, strict=True)}
         if not math.isfinite(metrics["loss"]):
             raise Diverged(self.step, "the evaluation loss")
         self.evaluated = metrics
@@ -219,12 +216,6 @@ class Trainer:
         self.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, self.step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.progress.say(f"step {self.step}/{self.steps}  evaluation: {shown}")
-
-    def _sum_over_processes(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
-        names = ("loss", "accuracy", "count") if not sums else tuple(sums)
-        zero = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        packed = torch.stack([sums.get(name, zero) for name in names])
-        return dict(zip(names, self.accelerator.reduce(packed, reduction="sum").tolist(), strict=True))
 
     def _save(self) -> None:
         """A checkpoint of the current step. The losses since the last line are checked first: a broken state is not
