@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import re
@@ -44,11 +45,17 @@ def guarded(main: Callable[[], Any]) -> None:
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    argparse.ArgumentParser.error = _flag_error  # type: ignore[assignment, method-assign]
     try:
         _check_arguments(sys.argv[1:])
     except (UserError, HydraException) as error:
         fail(error)
     door(main)
+
+
+def _flag_error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    """In the place of argparse's, which prints the whole usage first."""
+    fail(UserError(f"{message}; --help shows what there is"))
 
 
 def door(main: Callable[[], Any]) -> None:
@@ -133,6 +140,10 @@ def _check_arguments(arguments: list[str]) -> None:
     """
     parser = OverridesParser.create()
     for argument in arguments:
+        if argument.startswith("--experimental-rerun"):
+            raise UserError(
+                "--experimental-rerun: reads a pickle, which could run code; a run's own command does the same"
+            )
         if argument.startswith("="):
             raise UserError(f"{argument}: cannot be read as key=value (the key is missing)")
         if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):

@@ -1,7 +1,7 @@
 """Measures what the project costs. ``python scripts/benchmark.py trainer [key=value ...]``
 
-trainer    tokens/s of the trainer against a bare loop over the same model and data with torch.optim.AdamW(fused=True), in
-           one process, a piece of one and a piece of the other by turns; prints the ratio of the medians.
+trainer    tokens/s of the trainer against a bare loop over the same model and data with torch.optim.AdamW(fused=True),
+           in one process, by turns; prints the ratio.
 """
 
 import sys

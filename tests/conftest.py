@@ -37,7 +37,12 @@ def train_py(
     """train.py with arguments, in this process, in an empty folder; it notes the configurations it would train."""
     asked: list[Config] = []
     trainer = ModuleType("cwd.training.run")
-    trainer.run = lambda config: asked.append(config) or SimpleNamespace(summary={"loss": 1.0})  # type: ignore[attr-defined]
+
+    def run(config: Config) -> SimpleNamespace:
+        asked.append(config)
+        return SimpleNamespace(summary={"loss": 1.0})
+
+    trainer.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cwd.training.run", trainer)
     monkeypatch.setattr(logging.root, "handlers", [])
     (tmp_path / "here").mkdir()
@@ -60,8 +65,9 @@ def train_py(
 
 @pytest.fixture(scope="session")
 def laptop() -> dict[str, Any]:
-    """The default configuration, without a tracker, as plain nested data."""
-    return dataclasses.asdict(compose_config(["tracker=none"]))
+    """A configuration at laptop scale as plain nested data, the same whatever the tuned values come to be."""
+    size = ["training.steps=600", "training.batch_size=16", "training.seq_len=128", "model=simply_60k"]
+    return dataclasses.asdict(compose_config(["tracker=none", "optimizer.lr=3e-3", "decay.weight_decay=0.5", *size]))
 
 
 @pytest.fixture

@@ -158,7 +158,7 @@ class Killed(Exception):
 
 
 def session(path: Path, saved: int, steps: int, save_every: int, writes: int, tear: float) -> int:
-    """A start of a run, as the trainer writes it, from the checkpoint of step `saved`; returns the step of its last one.
+    """A start of a run, as the trainer writes it, from the checkpoint of step `saved`; returns that of the last one.
 
     It is killed in the middle of a line, after `writes` whole ones.
     """

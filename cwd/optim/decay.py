@@ -84,6 +84,7 @@ MODES: dict[str, Callable[[Tensor, Tensor, Tensor, Key], Factor]] = {
     "opposite": opposite,
     "scaled": scaled,
 }
+PER_TENSOR = frozenset({"random", "inner_product", "scaled"})  # these look at a tensor as a whole
 
 
 def uniform(shape: torch.Size, key: Key, device: torch.device | str = "cpu") -> Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from cwd.optim.decay import MODES
-from cwd.optim.directions import RULES
+from cwd.optim.decay import MODES, PER_TENSOR
+from cwd.optim.directions import RULES, State
+
+SMALL = 2**13  # elements; larger tensors are no faster stepped together, on a CPU
+TOGETHER = 2**16  # elements stepped together at most: temporaries stay in the cache
 
 
 class Observation(NamedTuple):
@@ -24,6 +28,46 @@ class Observation(NamedTuple):
     x: Tensor
     u: Tensor
     g: Tensor
+
+
+class _Member(NamedTuple):
+    """A parameter that is to be stepped now."""
+
+    number: int  # among all parameters
+    name: str
+    p: Tensor
+    g: Tensor
+    state: State
+    group: dict[str, Any]
+    step: float
+    dtype: torch.dtype  # of the computation
+
+
+def _is_small(one: _Member) -> bool:
+    """Whether the tensor is stepped better with others: small, and nothing about its step asks for the tensor as a
+    whole.
+    """
+    whole = RULES[one.group["rule"]].matrices_only or one.group["decay"] in PER_TENSOR
+    plain = one.p.is_contiguous() and all(value.is_contiguous() for value in one.state.values())
+    return not whole and plain and one.p.numel() <= SMALL
+
+
+def _split(tensor: Tensor, members: list[_Member]) -> list[Tensor]:
+    """Each member's part of `tensor`, a view in the member's shape."""
+    return [tensor] if len(members) == 1 else list(_unflatten_dense_tensors(tensor, [one.p for one in members]))
+
+
+def _pieces(members: list[_Member]) -> Iterator[list[_Member]]:
+    """Runs of members of at most TOGETHER elements."""
+    piece: list[_Member] = []
+    size = 0
+    for one in members:
+        size += one.p.numel()
+        if size > TOGETHER and piece:
+            yield piece
+            piece, size = [], one.p.numel()
+        piece.append(one)
+    yield piece
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -74,9 +118,19 @@ class RuleOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        together: dict[Hashable, list[_Member]] = {}
         for index, (name, p, group) in enumerate(self._parameters()):
-            if p.grad is not None and p.numel() > 0:
-                self._step_tensor(index, name, p, group)
+            if p.grad is None or p.numel() == 0:
+                continue
+            member = self._member(index, name, p, group)
+            if _is_small(member):
+                key = (id(group), p.dtype, p.grad.dtype, p.device, member.step)
+                together.setdefault(key, []).append(member)
+            else:
+                self._step_tensor(member)
+        for members in together.values():
+            for piece in _pieces(members):
+                self._step_together(piece)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -106,23 +160,46 @@ class RuleOptimizer(torch.optim.Optimizer):
             for name, p in zip(names, group["params"], strict=True):
                 yield name, p, group
 
-    def _step_tensor(self, index: int, name: str, p: Tensor, group: dict[str, Any]) -> None:
+    def _member(self, index: int, name: str, p: Tensor, group: dict[str, Any]) -> _Member:
+        """A parameter with its gradient and state, its step counted."""
         assert p.grad is not None
         if p.grad.is_sparse:
             raise ValueError(f"{name}: sparse gradients are not supported; make the layer dense (sparse=False)")
-        rule, mode = RULES[group["rule"]], MODES[group["decay"]]
         dtype = torch.float32 if p.dtype in (torch.bfloat16, torch.float16) else p.dtype
-        state = self._state(p, rule.buffers, dtype)
-        x, g = p.to(dtype), p.grad.to(dtype)
+        state = self._state(p, RULES[group["rule"]].buffers, dtype)
+        state["step"] += 1
+        return _Member(index, name, p, p.grad, state, group, state["step"].item(), dtype)
+
+    def _step_tensor(self, one: _Member) -> None:
+        one.p.copy_(self._apply([one], one.p.to(one.dtype), one.g.to(one.dtype), one.state))
+
+    def _step_together(self, members: list[_Member]) -> None:
+        """One pass over many small tensors, laid end to end: there, calls are what costs."""
+        dtype, buffers = members[0].dtype, RULES[members[0].group["rule"]].buffers
+        if len(members) == 1:
+            self._step_tensor(members[0])
+            return
+        x = _flatten_dense_tensors([one.p for one in members]).to(dtype)
+        g = _flatten_dense_tensors([one.g for one in members]).to(dtype)
+        state = {name: _flatten_dense_tensors([one.state[name] for one in members]) for name in buffers}
+        torch._foreach_copy_([one.p for one in members], _split(self._apply(members, x, g, state), members))
+        for name in buffers:
+            torch._foreach_copy_([one.state[name] for one in members], _split(state[name], members))
+
+    def _apply(self, members: list[_Member], x: Tensor, g: Tensor, state: State) -> Tensor:
+        """x - lr * (u + weight_decay * M(u, x, g) * x), in the dtype of the computation; `state` is updated in place.
+
+        One member: tensors of its shape. Several: vectors, one member after the other.
+        """
+        first, group = members[0], members[0].group
         if group["maximize"]:
             g = -g
-        state["step"] += 1
-        step = state["step"].item()
-        u = rule.direction(g, state, step, group)
+        u = RULES[group["rule"]].direction(g, state, first.step, group)
         if self.observer is not None:
-            self.observer(Observation(name, x, u, g))
-        factor = mode(x, u, g, (self.seed, int(step), index))
-        p.copy_(x - group["lr"] * (u + group["weight_decay"] * (factor * x)))
+            for one, *seen in zip(members, *(_split(tensor, members) for tensor in (x, u, g)), strict=True):
+                self.observer(Observation(one.name, *seen))
+        factor = MODES[group["decay"]](x, u, g, (self.seed, int(first.step), first.number))
+        return x - group["lr"] * (u + group["weight_decay"] * (factor * x))
 
     def _state(self, p: Tensor, buffers: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:
         state = self.state[p]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,17 @@ def run(config: schema.Config) -> Result:
     description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
     everything = dataclasses.asdict(config)
     record = Record.create(Path(config.machine.runs), schema.identity(config), description, everything)
-    if record.status["state"] in FINISHED:
-        return _tell(Result(record.status["state"], record, record.summary), config, progress, found=True)
-    if not MAIN:
-        return _train(config, data, record, progress)
-    with record.lock():
-        return _tell(_train(config, data, record, progress), config, progress)
+    found = _finished(record)
+    if found is None:
+        with record.lock() if MAIN else nullcontext():
+            found = _finished(record)  # by the process that we waited for
+            result = found or _train(config, data, record, progress)
+    return _tell(found or result, config, progress, found=found is not None)
+
+
+def _finished(record: Record) -> Result | None:
+    state = record.status["state"]
+    return Result(state, record, record.summary) if state in FINISHED else None
 
 
 def _train(config: schema.Config, data: Any, record: Record, progress: Progress) -> Result:

@@ -53,7 +53,7 @@ class LanguageTask:
     """
 
     unit = "tokens"
-    metrics = ("loss", "accuracy")
+    metrics: tuple[str, ...] = ("loss", "accuracy")
 
     def __init__(self, config: schema.Config, data: TokenData) -> None:
         self._model, self._training, self._seed = config.model, config.training, config.seed

@@ -148,8 +148,7 @@ class Trainer:
         batch = self.task.batch(self.step)
         self.batches_hash = _chain(self.batches_hash, batch)
         self._units_here += self.task.units(batch)
-        # Whatever a model draws (dropout) is then a function of (seed, step, process) too.
-        torch.manual_seed(hash((self.config.seed, self.step, self.accelerator.process_index)) & 0x7FFFFFFFFFFFFFFF)
+        self._seed_step()
         factor = lr_factor(self.config.schedule, self.step, self.steps)
         for group in self.rule_optimizer.param_groups:
             group["lr"] = self.config.optimizer.lr * group["lr_multiple"] * factor
@@ -158,6 +157,13 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.pending.append(torch.stack([loss, norm.detach().to(loss.dtype)]))
+
+    def _seed_step(self) -> None:
+        """Makes what a model draws in this step (dropout) a function of (seed, step, process)."""
+        seed = hash((self.config.seed, self.step, self.accelerator.process_index)) & 0x7FFFFFFFFFFFFFFF
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every kind of device, each time
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean loss over this process's share of the batch; returns that loss, 0-D."""
