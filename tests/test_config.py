@@ -15,7 +15,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from cwd import config as schema
+from cwd import config, schema
 from cwd.cli import GROUPS, explain
 from cwd.config import VARIANTS, Config, identity, validate
 from cwd.errors import UserError
@@ -231,7 +231,7 @@ def test_every_kind_of_value_has_words() -> None:
         *(v for group in VARIANTS.values() for v in group.values()),
     ]
     kinds = {str(item.type).partition(" | ")[0] for section in sections for item in fields(section)}
-    assert kinds - {"AdamHyper"} <= set(schema.KINDS)
+    assert kinds - {"AdamHyper"} <= set(config.KINDS)
 
 
 # What is refused

@@ -14,12 +14,12 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
-from cwd.config import WSD, Constant, Cosine
 from cwd.data.batches import evaluation_rows, inputs_and_targets, rows
 from cwd.errors import UserError
 from cwd.models import build
 from cwd.optim import RuleOptimizer
 from cwd.runs import all_records, read_metrics
+from cwd.schema import WSD, Constant, Cosine
 from cwd.training import tracker, trainer
 from cwd.training.schedule import lr_factor
 from cwd.training.sources import load_tokens

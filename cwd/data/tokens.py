@@ -27,6 +27,7 @@ import numpy as np
 from cwd.data.corpora import SPLITS, Corpus, Division, divide, texts
 from cwd.data.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_files
 from cwd.errors import UserError
+from cwd.files import sha256_of, sync
 
 FORMAT = 1
 BATCH_CHARACTERS = 2_000_000  # text tokenised at a time
@@ -115,6 +116,7 @@ def prepare(
             if data is None:  # a disk that loses data should say so here and not in a loss curve
                 raise UserError(f"{damage} right after it was written; check the disk")
         # Stated with what was seen before reading: a file that changed meanwhile will not match, and is read again.
+        # Its temporary name is one of this key, which its lock protects.
         _write(root / f"{key}.index.tmp", [json.dumps({"key": key, "files": state}).encode()])
         os.replace(root / f"{key}.index.tmp", index)
     return data
@@ -161,7 +163,7 @@ def _build(work: Path, corpus: Corpus, division: Division, tokenizer: Tokenizer,
     }
     _write(work / "manifest.json", [json.dumps(manifest | {"checksum": _hash(manifest)}, indent=2).encode()])
     for path in [*work.iterdir(), work]:
-        _sync(path)
+        sync(path)
     counts = ", ".join(f"{splits[split]['tokens']:,} {split}" for split in SPLITS)
     progress(f"data: {counts} tokens in {work.with_suffix('')}")
 
@@ -188,7 +190,7 @@ def _publish(work: Path, folder: Path) -> None:
     if folder.exists():
         os.rename(folder, old)
     os.rename(work, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     _gone(old)
 
 
@@ -280,18 +282,8 @@ def _write(path: Path, pieces: Iterable[bytes]) -> None:
         handle.writelines(pieces)
 
 
-def _sync(path: Path) -> None:
-    """Make sure that a file's content, or a folder's names, would outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _checksum(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as handle:
-        return {"size": os.fstat(handle.fileno()).st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _hash(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cwd.files import read_json, sha256_of, sync_file, sync_folder, write_json
+from cwd.files import read_json, sha256_of, sync, write_json
 
 KEEP = 2  # the newest and, should it turn out damaged, the one before
 
@@ -33,11 +33,11 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any]) -> Path:
     _remove_unfinished(root)
     work.mkdir()
     torch.save(state, work / "state.pt")
-    sync_file(work / "state.pt")
+    sync(work / "state.pt")
     write_json(work / "checksum.json", {"step": step, "sha256": sha256_of(work / "state.pt")})
     shutil.rmtree(final, ignore_errors=True)
     os.rename(work, final)
-    sync_folder(root)
+    sync(root)
     for old in _folders(root)[:-KEEP]:
         shutil.rmtree(old)
     return final

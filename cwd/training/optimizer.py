@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cwd import config as schema
+from cwd import schema
 from cwd.errors import UserError
 from cwd.optim import RULES, GroupPattern, RuleOptimizer, assign_groups, describe_groups
 

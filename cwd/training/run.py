@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from cwd import config as schema
+from cwd import schema
+from cwd.config import identity
 from cwd.errors import UserError
 from cwd.runs import Record
 from cwd.runs.record import FINISHED
@@ -41,7 +42,7 @@ def run(config: schema.Config) -> Result:
     data = load_tokens(config, progress.say)
     description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
     everything = dataclasses.asdict(config)
-    record = Record.create(Path(config.machine.runs), schema.identity(config), description, everything)
+    record = Record.create(Path(config.machine.runs), identity(config), description, everything)
     found = _finished(record)
     if found is None:
         with record.lock() if MAIN else nullcontext():

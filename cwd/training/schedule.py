@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cwd.config import WSD, Cosine, Schedule
+from cwd.schema import WSD, Cosine, Schedule
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int) -> float:

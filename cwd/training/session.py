@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers.utils import logging as transformers_logging
 
-from cwd import config as schema
+from cwd import schema
 from cwd.data.tokens import TokenData
 from cwd.errors import UserError
 from cwd.models.zoo import count_parameters

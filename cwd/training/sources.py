@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from cwd import config as schema
+from cwd import schema
 from cwd.data.batches import evaluation_rows
 from cwd.data.corpora import SPLITS, Corpus, PythonSource, TextFiles
 from cwd.data.tokens import TokenData, prepare

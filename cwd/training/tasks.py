@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cwd import config as schema
+from cwd import schema
 from cwd.data.batches import evaluation_rows, inputs_and_targets, rows
 from cwd.data.tokens import TokenData
 from cwd.models import build

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from cwd import config as schema
+from cwd import schema
 from cwd.runs import Record
 
 START_TIMEOUT = 20  # seconds that wandb may take to reach its server before we go offline

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cwd import config as schema
+from cwd import schema
 from cwd.errors import UserError
-from cwd.files import sync_folder
+from cwd.files import sync
 from cwd.runs import MetricsLog, Record
 from cwd.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from cwd.training.optimizer import build_optimizer
@@ -285,7 +285,7 @@ class Trainer:
         self.bare_model.save_pretrained(work)  # type: ignore[operator]
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
-        sync_folder(self.record.folder)
+        sync(self.record.folder)
 
     def _write(self, kind: str, **values: Any) -> None:
         if self._log_file is not None:

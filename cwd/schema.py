@@ -1,0 +1,261 @@
+"""The schemas of a run's configuration: every setting with its type, its range and its unit.
+
+`steps` are optimizer updates, sizes are in sequences or tokens, fractions are of the run's steps. What a section may
+hold can depend on the `name` in it; VARIANTS says how. cwd.config does the checking.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+RULES = ("adamw", "lion", "muon", "sgd")
+MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product", "opposite", "scaled")
+
+
+def number(
+    default: Any = "???", *, low: float = -math.inf, high: float = math.inf, above: bool = False, below: bool = False
+) -> Any:
+    """A numeric field in [low, high]; `above`/`below` leave the bound itself out. A list has two."""
+    return _field(default, {"low": low, "high": high, "above": above, "below": below})
+
+
+def choice(default: Any = "???", *, of: tuple[str, ...]) -> Any:
+    """A text field with a fixed set of values."""
+    return _field(default, {"of": of})
+
+
+def _field(default: Any, metadata: dict[str, Any]) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Model:
+    """The paper's Transformer; see cwd.models.simply for what each option means."""
+
+    family: str = choice("simply", of=("simply",))
+    hidden_size: int = number(low=1)
+    num_hidden_layers: int = number(low=1)
+    num_attention_heads: int = number(low=1)
+    head_dim: int | None = number(None, low=2)  # none: hidden_size / num_attention_heads
+    ffn_factor: int = number(8, low=1)
+    activation: str = choice("gelu_tanh", of=("gelu_tanh", "silu"))
+    ffn_bias: bool = True
+    output_bias: bool = True
+    norm_scale_plus_one: bool = True
+    per_dim_scale: bool = True
+    logit_softcap: float | None = number(30.0, low=0, above=True)
+    attn_softcap: float | None = number(50.0, low=0, above=True)
+
+
+@dataclass
+class Dataset:
+    """What every dataset has; `name` picks the source."""
+
+    name: str = "???"
+    tokenizer: str = "bytes"  # bytes, bpe, or any Hugging Face tokenizer by name or path
+    vocab_size: int | None = number(None, low=257)  # of a bpe
+    validation_fraction: float = number(0.05, low=0, high=0.5, above=True)
+
+
+@dataclass
+class PythonSource(Dataset):
+    """The running Python's own standard library source."""
+
+    name: str = choice("python_source", of=("python_source",))
+
+
+@dataclass
+class Text(Dataset):
+    """Any text files of the user's."""
+
+    name: str = choice("text", of=("text",))
+    files: list[str] = field(default_factory=list)
+    field: str = "text"  # of a .jsonl object
+    separator: str | None = None  # splits a .txt or .md file into documents
+
+
+@dataclass
+class Group:
+    """A line of the parameter groups: the first whose globs match a parameter's name gets it."""
+
+    match: list[str] = field(default_factory=list)
+    rule: str = choice(of=RULES)
+    decay: bool = True
+    lr_multiple: float = number(1.0, low=0, above=True)
+
+
+@dataclass
+class Optimizer:
+    """What every update rule has."""
+
+    name: str = "???"
+    lr: float = number(low=0, above=True)
+    groups: list[Group] = field(default_factory=list, metadata={"each": Group})
+
+
+@dataclass
+class AdamHyper:
+    """AdamW's own hyperparameters."""
+
+    betas: list[float] = number([0.9, 0.95], low=0, high=1, below=True)
+    eps: float = number(1e-8, low=0)
+
+
+@dataclass
+class AdamW(Optimizer):
+    """AdamW (Algorithm 6)."""
+
+    name: str = choice("adamw", of=("adamw",))
+    betas: list[float] = number([0.9, 0.95], low=0, high=1, below=True)
+    eps: float = number(1e-8, low=0)
+
+
+@dataclass
+class Lion(Optimizer):
+    """Lion (Algorithm 4)."""
+
+    name: str = choice("lion", of=("lion",))
+    betas: list[float] = number([0.9, 0.95], low=0, high=1, below=True)
+
+
+@dataclass
+class Muon(Optimizer):
+    """Muon (Algorithm 5) on the matrices, AdamW on the rest."""
+
+    name: str = choice("muon", of=("muon",))
+    momentum: float = number(0.95, low=0, high=1, below=True)
+    nesterov: bool = True
+    ns_steps: int = number(5, low=1, high=99)
+    adjust_lr_fn: str = choice("match_rms_adamw", of=("match_rms_adamw", "original", "none"))
+    adamw: AdamHyper = field(default_factory=AdamHyper)
+
+
+@dataclass
+class SGD(Optimizer):
+    """SGD with momentum (Algorithm 2)."""
+
+    name: str = choice("sgd", of=("sgd",))
+    momentum: float = number(0.9, low=0, high=1, below=True)
+    dampening: float | None = number(None, low=0, high=1, below=True)  # none: the momentum, as in the paper
+    nesterov: bool = False
+
+
+@dataclass
+class Decay:
+    """Which coordinates decay, and lambda."""
+
+    mode: str = choice(of=MODES)
+    weight_decay: float = number(low=0)
+
+
+@dataclass
+class Schedule:
+    """Learning rate over the run: a linear warmup, then a shape that ends at end_factor times the peak."""
+
+    name: str = "???"
+    warmup: float = number(0.05, low=0, high=1, below=True)  # fraction of the steps
+    end_factor: float = number(0.1, low=0, high=1)
+
+
+@dataclass
+class Cosine(Schedule):
+    """Half a cosine from the peak to the end."""
+
+    name: str = choice("cosine", of=("cosine",))
+
+
+@dataclass
+class WSD(Schedule):
+    """Warmup, stable, linear decay over the last part (Table 7)."""
+
+    name: str = choice("wsd", of=("wsd",))
+    decay_fraction: float = number(0.2, low=0, high=1, above=True)
+
+
+@dataclass
+class Constant(Schedule):
+    """The peak to the end; end_factor is 1."""
+
+    name: str = choice("constant", of=("constant",))
+    end_factor: float = number(1.0, low=1, high=1)
+
+
+@dataclass
+class Training:
+    """How long and how much at once."""
+
+    steps: int = number(low=1)
+    batch_size: int = number(low=1)  # sequences in an update, over all processes
+    seq_len: int = number(low=2)  # tokens in a sequence
+    clip_norm: float | None = number(1.0, low=0, above=True)
+    precision: str = choice("fp32", of=("fp32", "bf16"))
+
+
+@dataclass
+class Evaluation:
+    """On a fixed set of validation sequences, the same for every seed."""
+
+    every: int = number(low=1)  # steps; there is always one at the end
+    sequences: int = number(low=1)
+
+
+@dataclass
+class Telemetry:
+    """What is measured inside the optimizer's step, per tensor."""
+
+    every: int = number(low=0)  # steps; 0: never
+
+
+@dataclass
+class Tracker:
+    """Where a view of the metrics goes, besides the run's own metrics file. Does not take part in a run's identity."""
+
+    name: str = choice("none", of=("wandb", "none"))
+    project: str = "cautious-weight-decay"
+    group: str | None = None
+
+
+@dataclass
+class Machine:
+    """What may change speed, place or the order of a sum, never the mathematics. Does not take part in a run's
+    identity.
+    """
+
+    runs: str = "runs"
+    data: str = "data"
+    device: str = choice("auto", of=("auto", "cpu", "cuda"))
+    threads: int | None = number(None, low=1)  # of each process; none: torch's choice
+    micro_batch_size: int | None = number(None, low=1)  # sequences at once on one process; none: all of its share
+    compile: bool = False
+    checkpoint_seconds: float = number(30.0, low=0)  # time between checkpoints; 0: after every step
+    log_every: int = number(10, low=1)  # steps between lines of the metrics file
+    progress: str = choice("auto", of=("auto", "bar", "lines", "summary"))
+
+
+@dataclass
+class Config:
+    """A whole run."""
+
+    scale: str = choice(of=("smoke", "laptop"))
+    seed: int = number(0, low=0, high=2**31 - 1)
+    model: Model = field(default_factory=Model)
+    dataset: Dataset = field(default_factory=Dataset)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    decay: Decay = field(default_factory=Decay)
+    schedule: Schedule = field(default_factory=Schedule)
+    training: Training = field(default_factory=Training)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    tracker: Tracker = field(default_factory=Tracker)
+    machine: Machine = field(default_factory=Machine)
+
+
+VARIANTS: dict[str, dict[str, type]] = {
+    "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
+    "dataset": {"python_source": PythonSource, "text": Text},
+    "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
+}
