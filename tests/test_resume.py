@@ -50,14 +50,18 @@ def half_written(state, path) -> None:
     die()
 
 
+def die_before_the_first_tensor_is_written() -> None:
+    engine.RuleOptimizer._apply = on_call(1, engine.RuleOptimizer._apply, die, after=True)
+
+
 REAL_SAVE = torch.save
 
 # Where a process is killed: (object, attribute, its replacement in the process that dies).
 MOMENTS = {
     "in the middle of an optimizer step": lambda: (
         engine.RuleOptimizer,
-        "_step_tensor",
-        on_call(100, engine.RuleOptimizer._step_tensor, die, after=True),
+        "step",
+        on_call(7, engine.RuleOptimizer.step, die_before_the_first_tensor_is_written),
     ),
     "between the gradient and the update": lambda: (
         trainer.Trainer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import torch
@@ -100,4 +101,4 @@ def _introduce(config: schema.Config, data: TokenData, record: Record, trainer: 
         f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {config.scale} scale"
     )
     for line in trainer.groups:
-        progress.say(f"group  {line}")
+        progress.say(textwrap.fill(f"group  {line}", 100, subsequent_indent=" " * 7, break_on_hyphens=False))
