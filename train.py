@@ -1,9 +1,13 @@
-"""Trains one run, or a sweep of runs: ``python train.py optimizer=lion decay=cautious``. ``--help`` shows every
-choice.
-"""
+"""Trains one run, or a sweep of runs: ``python train.py optimizer=lion decay=cautious``. ``--help`` shows every choice."""
 
-import hydra
-from omegaconf import DictConfig
+import sys
+
+try:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+except ModuleNotFoundError as error:
+    sys.exit(f"train.py: {error.name} is not installed; make setup, then .venv/bin/python train.py ...")
 
 from cwd.cli import guarded, job
 from cwd.config import validate
@@ -16,7 +20,7 @@ def main(config: DictConfig) -> float:
     checked = validate(config)
     from cwd.training.run import run
 
-    summary = run(checked).summary
+    summary = run(checked, HydraConfig.get().overrides.task).summary
     return summary["loss"] if summary else float("inf")
 
 

@@ -68,6 +68,9 @@ def door(main: Callable[[], Any]) -> None:
         if "hydra" not in traceback.extract_tb(error.__traceback__)[-1].filename.split(os.sep):
             raise
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of a listing has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -285,7 +285,7 @@ def test_a_tracker_that_fails_costs_the_run_nothing(moment, tmp_path, monkeypatc
             if moment == "finish":
                 raise TimeoutError("still uploading")
 
-    def start(config, record):
+    def start(config, record, say):
         if moment == "start":
             raise OSError("disk quota")
         return Broken()

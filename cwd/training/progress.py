@@ -38,16 +38,15 @@ class Progress:
         if self._kind != "none":
             self._print(text)
 
-    def advance(self, step: int, loss: float, rate: float) -> None:
-        """`step` updates are done; the loss of the last ones, and units per second."""
+    def advance(self, step: int, loss: float, rate: float, left: float) -> None:
+        """`step` updates are done; the loss of the last ones, units per second, and seconds to the end."""
         if self._kind == "bar":
             self._open_bar()
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=f"{_short(rate)} {self._unit}/s")
         elif self._kind == "lines" and (time.monotonic() - self._printed > LINE_SECONDS or step == self._steps):
             self._printed = time.monotonic()
-            self._print(
-                f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.4f}  {_short(rate)} {self._unit}/s"
-            )
+            speed = f"{_short(rate)} {self._unit}/s  {duration(left)} left"
+            self._print(f"step {step:>{len(str(self._steps))}}/{self._steps}  loss {loss:.4f}  {speed}")
 
     def close(self) -> None:
         """Takes the bar down."""

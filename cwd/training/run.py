@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import traceback
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,10 @@ class Result:
     summary: dict[str, Any] | None
 
 
-def run(config: schema.Config) -> Result:
+def run(config: schema.Config, overrides: Sequence[str] = ()) -> Result:
     """Trains the run that `config` describes, or returns it at once if it is done.
+
+    `overrides` are the words of the command line that led to it, for the command that is shown at the end.
 
     Raises:
         UserError: something the user gave does not work, or another process holds the run (RunBusy).
@@ -48,7 +52,9 @@ def run(config: schema.Config) -> Result:
         with record.lock() if MAIN else nullcontext():
             found = _finished(record)  # by the process that we waited for
             result = found or _train(config, data, record, progress)
-    return _tell(found or result, config, progress, found=found is not None)
+    _tell(found or result, config, progress, found is not None)
+    _tell_next(found or result, config, progress, overrides)
+    return found or result
 
 
 def _finished(record: Record) -> Result | None:
@@ -74,20 +80,22 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress)
         progress.close()
 
 
-def _tell(result: Result, config: schema.Config, progress: Progress, found: bool = False) -> Result:
+def _tell(result: Result, config: schema.Config, progress: Progress, found: bool) -> None:
     values = f"lr {config.optimizer.lr:g} lambda {config.decay.weight_decay:g} seed {config.seed}"
     arm = f"{config.optimizer.name:<5} {config.decay.mode:<9} {values}"
     if result.summary is None:
         progress.result(f"diverged  {arm}: {result.record.status.get('message', '')}  {result.record.folder}")
-        return result
+        return
     summary = result.summary
     metrics = "  ".join(f"{name} {summary[name]:.4f}" for name in ("loss", "accuracy") if name in summary)
     when = "found" if found else "done "
     progress.result(f"{when}  {arm}  {metrics}  ({duration(summary['seconds'])})  {result.record.folder}")
+
+
+def _tell_next(result: Result, config: schema.Config, progress: Progress, overrides: Sequence[str]) -> None:
+    """What the numbers are, and what to type next."""
     other = "decoupled" if config.decay.mode == "cautious" else "cautious"
+    same = [word for word in overrides if not word.startswith(("decay=", "decay.mode="))]
     progress.say("       loss in nats per token on held-out text; accuracy of the next token")
-    progress.say(
-        f"next   python train.py optimizer={config.optimizer.name} decay={other}   the other arm, on the same batches"
-    )
+    progress.say(f"next   python train.py {shlex.join([*same, f'decay={other}'])}   the other arm, on the same batches")
     progress.say(f"       python scripts/runs.py show {result.record.key[:6]}   this run; scripts/runs.py lists all")
-    return result

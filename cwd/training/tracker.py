@@ -47,11 +47,11 @@ class Tracker:
 def open_tracker(choice: schema.Tracker, config: schema.Config, record: Record, say: Callable[[str], None]) -> Tracker:
     """The chosen tracker, attached to the record. Never raises."""
     if choice.name == "wandb":
-        return Tracker(lambda: _start_wandb(config, record), say)
+        return Tracker(lambda: _start_wandb(config, record, say), say)
     return Tracker(lambda: None, say)
 
 
-def _start_wandb(config: schema.Config, record: Record) -> Any:
+def _start_wandb(config: schema.Config, record: Record, say: Callable[[str], None]) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
@@ -72,6 +72,8 @@ def _start_wandb(config: schema.Config, record: Record) -> Any:
     except Exception:
         if mode != "online":
             raise
+        say("tracker: wandb's server cannot be reached; offline, in the run's folder")
+        wandb.teardown()  # its service still holds the run's id
         return wandb.init(mode="offline", **{**arguments, "resume": None})
 
 

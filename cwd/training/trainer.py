@@ -109,7 +109,7 @@ class Trainer:
         self._log_file = MetricsLog(self.record.metrics_file) if self.accelerator.is_main_process else None
         self._log_resume()
         self._started = self._saved = time.monotonic()
-        self._seconds_before, self._units_here = self.seconds, 0
+        self._first_step, self._seconds_before, self._units_here = self.step, self.seconds, 0
 
     def advance(self) -> None:
         """One update and whatever is due after it."""
@@ -181,14 +181,16 @@ class Trainer:
         """A line with the mean loss and gradient norm of the updates since the last one."""
         values = self._drain()
         loss, norm = values.mean(0).tolist()
-        rate = self._units_here / max(self.seconds - self._seconds_before, 1e-9)
+        here = max(self.seconds - self._seconds_before, 1e-9)  # of this start, not of those before
+        rate = self._units_here / here
+        left = here / (self.step - self._first_step) * (self.steps - self.step)
         self._write(
             "train", loss=loss, grad_norm=norm, lr=self.rule_optimizer.param_groups[0]["lr"], seconds=self.seconds
         )
         self.tracker.log(
             {"train/loss": loss, "train/grad_norm": norm, f"train/{self.task.unit}_per_second": rate}, self.step
         )
-        self.progress.advance(self.step, loss, rate)
+        self.progress.advance(self.step, loss, rate, left)
 
     def _drain(self) -> torch.Tensor:
         """The pending (loss, norm) rows, averaged over processes, (n, 2) on the CPU; raises Diverged if a loss is not
