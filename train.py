@@ -1,4 +1,4 @@
-"""Trains one run, or a sweep of runs: ``python train.py optimizer=lion decay=cautious``. ``--help`` shows every choice."""
+"""Trains a run or a sweep of runs: ``python train.py optimizer=lion decay=cautious``; ``--help`` shows every choice."""
 
 import sys
 
