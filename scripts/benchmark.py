@@ -2,6 +2,7 @@
 
 trainer    tokens/s of the trainer against a bare loop over the same model and data with torch.optim.AdamW(fused=True),
            in one process, by turns; prints the ratio.
+optimizers milliseconds of a step, cautious, against torch's own with plain decay, by turns: [threads=2]
 """
 
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from cwd.cli import door
 from cwd.config import Config, identity
@@ -24,8 +26,11 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return
+    if sys.argv[1] == "optimizers":
+        benchmark_optimizers(int(sys.argv[2].removeprefix("threads=")) if len(sys.argv) > 2 else 2)
+        return
     if sys.argv[1] != "trainer":
-        raise UserError(f"{sys.argv[1]}: no such benchmark; allowed are trainer")
+        raise UserError(f"{sys.argv[1]}: no such benchmark; allowed are trainer, optimizers")
     config = compose_config(["decay=decoupled", "tracker=none", "training.steps=100000", *sys.argv[2:]])
     with tempfile.TemporaryDirectory() as folder:
         benchmark_trainer(config, Path(folder))
@@ -110,6 +115,69 @@ def bare_loop(config: Config) -> Callable[[], None]:
         step += 1
 
     return advance
+
+
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "38M in 19 tensors": [(2048, 1024)] * 18 + [(1024,)],
+    "300 tensors of 10,000": [(100, 100)] * 300,
+}
+
+
+def benchmark_optimizers(threads: int) -> None:
+    """A table of median step times; each step of ours comes right after one of torch's, which it is compared with."""
+    import torch
+
+    torch.set_num_threads(threads)
+    for title, shapes in SHAPES.items():
+        print(f"{title}, float32, {threads} threads: ms a step (ratio to torch's)")
+        for name, ours, theirs in _contenders():
+            if name.startswith("Muon") and any(len(shape) != 2 for shape in shapes):
+                shapes = [shape for shape in shapes if len(shape) == 2]
+            times = _time_by_turns([_stepper(make, shapes) for make in (ours, theirs)], 3 if "Muon" in name else 15)
+            print(f"  {name:<34} {times[0]:>8.2f}  ({times[0] / times[1]:.2f} of {times[1]:.2f})", flush=True)
+
+
+def _contenders() -> list[tuple[str, Callable[..., Any], Callable[..., Any]]]:
+    import torch
+
+    from cwd.optim import SGD, AdamW, Lion, Muon
+
+    def fused(params: Any) -> Any:
+        return torch.optim.AdamW(params, lr=1e-9, weight_decay=0.1, fused=True)
+
+    def torch_muon(params: Any) -> Any:
+        return torch.optim.Muon(params, lr=1e-9, weight_decay=0.1)
+
+    bf16 = torch.bfloat16
+    return [
+        ("AdamW compiled / torch AdamW fused", lambda p: AdamW(p, lr=1e-9, compile=True), fused),
+        ("AdamW eager / torch AdamW fused", lambda p: AdamW(p, lr=1e-9, compile=False), fused),
+        ("Lion compiled / torch AdamW fused", lambda p: Lion(p, lr=1e-9, compile=True), fused),
+        ("SGD compiled / torch AdamW fused", lambda p: SGD(p, lr=1e-9, compile=True), fused),
+        ("Muon bfloat16 / torch Muon", lambda p: Muon(p, lr=1e-9, ns_dtype=bf16), torch_muon),
+        ("Muon float32 / torch Muon", lambda p: Muon(p, lr=1e-9), torch_muon),
+    ]
+
+
+def _stepper(make: Callable[..., Any], shapes: list[tuple[int, ...]]) -> Callable[[], Any]:
+    import torch
+
+    torch.manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p)
+    return make(params).step
+
+
+def _time_by_turns(steps: list[Callable[[], Any]], count: int) -> list[float]:
+    """Median milliseconds of each, after two calls that do not count."""
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(count + 2):
+        for step, found in zip(steps, times, strict=True):
+            start = time.perf_counter()
+            step()
+            found.append((time.perf_counter() - start) * 1e3)
+    return [median(found[2:]) for found in times]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from torch.testing import assert_close
 
 from cwd.optim import MODES, RULES, SGD, AdamW, Lion, Muon, Observation, RuleOptimizer
-from cwd.optim.decay import agreement_ratio, agrees, uniform
+from cwd.optim.decay import agreement_ratio, agrees, uniform, words_of
 from cwd.optim.directions import orthogonalize
 
 CLASSES = {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD}
@@ -183,7 +183,7 @@ def test_each_float32_step_is_the_float64_step_to_rounding_with_the_same_mask(ru
             settings = {"lr": lr, "weight_decay": weight_decay, "hyper": HYPER[rule]}
             draws = uniform(p.shape, key).numpy()
             expected, u, factor = reference.step(rule, mode, x, g, state, **settings, draws=draws)
-            factor32 = MODES[mode](x32, u32, g32, key)
+            factor32 = MODES[mode](x32, u32, g32, words_of(key))
             assert np.all(np.asarray(factor32) == np.asarray(factor, np.float32).astype(np.asarray(factor32).dtype))
             # then: lambda, its product, the ratio, the sum, lr and its product, and the difference
             drift = lr * (update_error(rule, g, before, u) + 3 * np.abs(u) + 6 * weight_decay * np.abs(x))

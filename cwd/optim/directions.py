@@ -16,27 +16,34 @@ import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+Scalars = Mapping[str, float | Tensor]
 Hyper = Mapping[str, Any]
 
 
-def adamw(g: Tensor, state: State, step: float, hyper: Hyper) -> Tensor:
+def adamw(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
     """u = mhat / (sqrt(vhat) + eps)  (Kingma & Ba 2015; CWD paper, Algorithm 6).
 
     Args:
         g: gradient, any shape, floating.
         state: ``exp_avg`` (m) and ``exp_avg_sq`` (v), same shape; updated in place.
-        step: number of this update, from 1.
+        scalars: what depends on the number of the update, from :func:`adamw_scalars`; numbers or 0-D tensors.
         hyper: ``betas`` = (beta1, beta2), ``eps``.
     """
     beta1, beta2 = hyper["betas"]
     m, v = state["exp_avg"], state["exp_avg_sq"]
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    denominator = v.sqrt().div_(math.sqrt(1 - beta2**step)).add_(hyper["eps"])
-    return (m / (1 - beta1**step)).div_(denominator)
+    denominator = v.sqrt().div_(scalars["root_bias2"]).add_(hyper["eps"])
+    return (m / scalars["bias1"]).div_(denominator)
 
 
-def lion(g: Tensor, state: State, step: float, hyper: Hyper) -> Tensor:
+def adamw_scalars(step: float, hyper: Hyper) -> dict[str, float]:
+    """The bias corrections of update number `step`, from 1: 1 - beta1^step and sqrt(1 - beta2^step)."""
+    beta1, beta2 = hyper["betas"]
+    return {"bias1": 1 - beta1**step, "root_bias2": math.sqrt(1 - beta2**step)}
+
+
+def lion(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
     """u = sign(beta1 * m + (1 - beta1) * g), then m <- beta2 * m + (1 - beta2) * g  (Chen et al. 2023; Algorithm 4).
 
     Args as for :func:`adamw`; state ``exp_avg``, hyper ``betas``.
@@ -48,7 +55,7 @@ def lion(g: Tensor, state: State, step: float, hyper: Hyper) -> Tensor:
     return u
 
 
-def muon(g: Tensor, state: State, step: float, hyper: Hyper) -> Tensor:
+def muon(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
     """u = scale * NewtonSchulz(momentum), for matrices  (Jordan et al. 2024; Algorithm 5).
 
     The buffer is an exponential average as in torch.optim.Muon. The paper's sum M <- beta * M + g is the same up to a
@@ -71,7 +78,7 @@ def muon(g: Tensor, state: State, step: float, hyper: Hyper) -> Tensor:
     return u.to(g.dtype).mul(_muon_scale(hyper["adjust_lr_fn"], *g.shape))
 
 
-def sgd(g: Tensor, state: State, step: float, hyper: Hyper) -> Tensor:
+def sgd(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
     """m <- momentum * m + (1 - dampening) * g; u = m, or g + momentum * m with Nesterov  (Algorithm 2).
 
     ``dampening`` None stands for ``momentum``: the paper's exponential average. With 0 it is torch.optim.SGD.
@@ -169,15 +176,16 @@ _MUON_DEFAULTS = {
 class Rule:
     """An update rule with its state buffers, its hyperparameters and their defaults, and the shapes it accepts."""
 
-    direction: Callable[[Tensor, State, float, Hyper], Tensor]
+    direction: Callable[[Tensor, State, Scalars, Hyper], Tensor]
     buffers: tuple[str, ...]
     defaults: dict[str, Any]
     check: Callable[[Hyper], None]
+    scalars: Callable[[float, Hyper], dict[str, float]] = lambda step, hyper: {}
     matrices_only: bool = False
 
 
 RULES = {
-    "adamw": Rule(adamw, ("exp_avg", "exp_avg_sq"), {"betas": (0.9, 0.95), "eps": 1e-8}, _check_adamw),
+    "adamw": Rule(adamw, ("exp_avg", "exp_avg_sq"), {"betas": (0.9, 0.95), "eps": 1e-8}, _check_adamw, adamw_scalars),
     "lion": Rule(lion, ("exp_avg",), {"betas": (0.9, 0.99)}, _check_betas),
     "muon": Rule(muon, ("momentum_buffer",), _MUON_DEFAULTS, _check_muon, matrices_only=True),
     "sgd": Rule(sgd, ("momentum_buffer",), {"momentum": 0.9, "dampening": None, "nesterov": False}, _check_sgd),

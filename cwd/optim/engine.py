@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
-from cwd.optim.decay import MODES, PER_TENSOR
+from cwd.optim.compiled import can_compile, compiling_pays, step_compiled
+from cwd.optim.decay import MODES, PER_TENSOR, words_of
 from cwd.optim.directions import RULES, State
+from cwd.optim.update import Member, update
 
 SMALL = 2**13  # elements; larger tensors are no faster stepped together, on a CPU
 TOGETHER = 2**16  # elements stepped together at most: temporaries stay in the cache
@@ -30,20 +32,7 @@ class Observation(NamedTuple):
     g: Tensor
 
 
-class _Member(NamedTuple):
-    """A parameter that is to be stepped now."""
-
-    number: int  # among all parameters
-    name: str
-    p: Tensor
-    g: Tensor
-    state: State
-    group: dict[str, Any]
-    step: float
-    dtype: torch.dtype  # of the computation
-
-
-def _is_small(one: _Member) -> bool:
+def _is_small(one: Member) -> bool:
     """Whether the tensor is stepped better with others: small, and nothing about its step asks for the tensor as a
     whole.
     """
@@ -52,14 +41,23 @@ def _is_small(one: _Member) -> bool:
     return not whole and plain and one.p.numel() <= SMALL
 
 
-def _split(tensor: Tensor, members: list[_Member]) -> list[Tensor]:
+def _split(tensor: Tensor, members: list[Member]) -> list[Tensor]:
     """Each member's part of `tensor`, a view in the member's shape."""
     return [tensor] if len(members) == 1 else list(_unflatten_dense_tensors(tensor, [one.p for one in members]))
 
 
-def _pieces(members: list[_Member]) -> Iterator[list[_Member]]:
+def _alike(members: list[Member]) -> Iterable[list[Member]]:
+    """Members that share group, dtypes, device and step number, and so one call."""
+    alike: dict[Hashable, list[Member]] = {}
+    for one in members:
+        key = (id(one.group), one.p.dtype, one.g.dtype, one.p.device, one.step)
+        alike.setdefault(key, []).append(one)
+    return alike.values()
+
+
+def _pieces(members: list[Member]) -> Iterator[list[Member]]:
     """Runs of members of at most TOGETHER elements."""
-    piece: list[_Member] = []
+    piece: list[Member] = []
     size = 0
     for one in members:
         size += one.p.numel()
@@ -84,19 +82,21 @@ class RuleOptimizer(torch.optim.Optimizer):
         params: tensors, (name, tensor) pairs, or dicts of groups, as for torch.optim.
         defaults: hyperparameters of all groups that do not say otherwise; must hold ``rule`` and ``lr``.
         seed: seed of the modes that draw.
+        compile: compile the step of the elementwise rules (torch.compile): one pass over memory. None: where it pays,
+            see :func:`cwd.optim.compiled.compiling_pays`. The first steps then take the seconds that compiling takes.
 
     Raises:
         ValueError: a hyperparameter out of range, an unknown rule or mode, a rule that cannot take a tensor's shape.
     """
 
-    def __init__(self, params: Any, defaults: dict[str, Any], *, seed: int = 0) -> None:
-        self.seed = seed
+    def __init__(self, params: Any, defaults: dict[str, Any], *, seed: int = 0, compile: bool | None = None) -> None:
+        self.seed, self.compile = seed, compile
         self.observer: Callable[[Observation], None] | None = None
         own = RULES[defaults["rule"]].defaults if defaults["rule"] in RULES else {}
         super().__init__(params, {"weight_decay": 0.0, "decay": "cautious", "maximize": False, **own, **defaults})
 
     def __getstate__(self) -> dict[str, Any]:  # torch's leaves out what it does not know; an observer stays behind
-        return {**super().__getstate__(), "seed": self.seed, "observer": None}
+        return {**super().__getstate__(), "seed": self.seed, "compile": self.compile, "observer": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; its rule's defaults fill what it leaves out."""
@@ -118,19 +118,19 @@ class RuleOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        together: dict[Hashable, list[_Member]] = {}
-        for index, (name, p, group) in enumerate(self._parameters()):
-            if p.grad is None or p.numel() == 0:
-                continue
-            member = self._member(index, name, p, group)
-            if _is_small(member):
-                key = (id(group), p.dtype, p.grad.dtype, p.device, member.step)
-                together.setdefault(key, []).append(member)
-            else:
-                self._step_tensor(member)
-        for members in together.values():
-            for piece in _pieces(members):
+        members = [
+            self._member(number, name, p, group)
+            for number, (name, p, group) in enumerate(self._parameters())
+            if p.grad is not None and p.numel() > 0
+        ]
+        compiled, small, rest = self._sort(members)
+        for one in rest:
+            self._step_tensor(one)
+        for alike in _alike(small):
+            for piece in _pieces(alike):
                 self._step_together(piece)
+        for alike in _alike(compiled):
+            self._step_compiled(alike)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             for name, p in zip(names, group["params"], strict=True):
                 yield name, p, group
 
-    def _member(self, index: int, name: str, p: Tensor, group: dict[str, Any]) -> _Member:
+    def _member(self, index: int, name: str, p: Tensor, group: dict[str, Any]) -> Member:
         """A parameter with its gradient and state, its step counted."""
         assert p.grad is not None
         if p.grad.is_sparse:
@@ -168,12 +168,31 @@ class RuleOptimizer(torch.optim.Optimizer):
         dtype = torch.float32 if p.dtype in (torch.bfloat16, torch.float16) else p.dtype
         state = self._state(p, RULES[group["rule"]].buffers, dtype)
         state["step"] += 1
-        return _Member(index, name, p, p.grad, state, group, state["step"].item(), dtype)
+        return Member(index, name, p, p.grad, state, group, state["step"].item(), dtype)
 
-    def _step_tensor(self, one: _Member) -> None:
+    def _sort(self, members: list[Member]) -> tuple[list[Member], list[Member], list[Member]]:
+        """Who is stepped how: compiled, together with other small tensors, alone."""
+        compiled: list[Member] = []
+        if self.compile is not False:
+            candidates = [one for one in members if can_compile(one)]
+            if self.compile or compiling_pays(candidates):
+                compiled = candidates
+        taken = {one.number for one in compiled}
+        left = [one for one in members if one.number not in taken]
+        small = [one for one in left if _is_small(one)]
+        return compiled, small, [one for one in left if not _is_small(one)]
+
+    def _step_compiled(self, members: list[Member]) -> None:
+        if self.observer is not None:  # what the graph computes stays in it: look at a copy
+            for one in members:
+                copies = {name: one.state[name].clone() for name in RULES[one.group["rule"]].buffers}
+                self._apply([one], one.p.to(one.dtype), one.g.to(one.dtype), copies)
+        step_compiled(members, self.seed)
+
+    def _step_tensor(self, one: Member) -> None:
         one.p.copy_(self._apply([one], one.p.to(one.dtype), one.g.to(one.dtype), one.state))
 
-    def _step_together(self, members: list[_Member]) -> None:
+    def _step_together(self, members: list[Member]) -> None:
         """One pass over many small tensors, laid end to end: there, calls are what costs."""
         dtype, buffers = members[0].dtype, RULES[members[0].group["rule"]].buffers
         if len(members) == 1:
@@ -186,20 +205,19 @@ class RuleOptimizer(torch.optim.Optimizer):
         for name in buffers:
             torch._foreach_copy_([one.state[name] for one in members], _split(state[name], members))
 
-    def _apply(self, members: list[_Member], x: Tensor, g: Tensor, state: State) -> Tensor:
+    def _apply(self, members: list[Member], x: Tensor, g: Tensor, state: State) -> Tensor:
         """x - lr * (u + weight_decay * M(u, x, g) * x), in the dtype of the computation; `state` is updated in place.
 
         One member: tensors of its shape. Several: vectors, one member after the other.
         """
         first, group = members[0], members[0].group
-        if group["maximize"]:
-            g = -g
-        u = RULES[group["rule"]].direction(g, state, first.step, group)
+        words = words_of((self.seed, int(first.step), first.number))
+        scalars = RULES[group["rule"]].scalars(first.step, group)
+        after, u, g = update(x, g, state, scalars, group["lr"], group["weight_decay"], words, group)
         if self.observer is not None:
             for one, *seen in zip(members, *(_split(tensor, members) for tensor in (x, u, g)), strict=True):
                 self.observer(Observation(one.name, *seen))
-        factor = MODES[group["decay"]](x, u, g, (self.seed, int(first.step), first.number))
-        return x - group["lr"] * (u + group["weight_decay"] * (factor * x))
+        return after
 
     def _state(self, p: Tensor, buffers: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:
         state = self.state[p]

@@ -21,6 +21,7 @@ class AdamW(RuleOptimizer):
         decay: a mode's name: none, decoupled, cautious, random, gradient, inner_product, opposite, scaled.
         maximize: ascend instead of descend.
         seed: of the random mode.
+        compile: compile the step: True, False, or None, which does so from four million elements on.
 
     Raises:
         ValueError: a value out of range, an unknown mode.
@@ -37,9 +38,10 @@ class AdamW(RuleOptimizer):
         *,
         maximize: bool = False,
         seed: int = 0,
+        compile: bool | None = None,
     ) -> None:
         defaults = {"rule": "adamw", "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed)
+        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed, compile=compile)
 
 
 class Lion(RuleOptimizer):
@@ -58,9 +60,10 @@ class Lion(RuleOptimizer):
         *,
         maximize: bool = False,
         seed: int = 0,
+        compile: bool | None = None,
     ) -> None:
         defaults = {"rule": "lion", "lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed)
+        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed, compile=compile)
 
 
 class Muon(RuleOptimizer):
@@ -69,7 +72,7 @@ class Muon(RuleOptimizer):
     Args:
         params: matrices, or groups. A group ``{"params": ..., "rule": "adamw"}`` goes to AdamW, with its own betas and
             eps.
-        lr, weight_decay, decay, maximize, seed: as for :class:`AdamW`.
+        lr, weight_decay, decay, maximize, seed, compile: as for :class:`AdamW`.
         momentum: in [0, 1).
         nesterov: orthogonalise the look-ahead momentum.
         ns_steps, ns_coefficients: Newton-Schulz iterations and their quintic's (a, b, c).
@@ -98,11 +101,12 @@ class Muon(RuleOptimizer):
         eps: float = 1e-7,
         maximize: bool = False,
         seed: int = 0,
+        compile: bool | None = None,
     ) -> None:
         defaults = {"rule": "muon", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
         iteration = {"ns_steps": ns_steps, "ns_coefficients": tuple(ns_coefficients), "ns_dtype": ns_dtype, "eps": eps}
         shape = {"nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn, "maximize": maximize}
-        super().__init__(params, {**defaults, **iteration, **shape}, seed=seed)
+        super().__init__(params, {**defaults, **iteration, **shape}, seed=seed, compile=compile)
 
 
 class SGD(RuleOptimizer):
@@ -127,7 +131,8 @@ class SGD(RuleOptimizer):
         nesterov: bool = False,
         maximize: bool = False,
         seed: int = 0,
+        compile: bool | None = None,
     ) -> None:
         defaults = {"rule": "sgd", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
         shape = {"dampening": dampening, "nesterov": nesterov, "maximize": maximize}
-        super().__init__(params, {**defaults, **shape}, seed=seed)
+        super().__init__(params, {**defaults, **shape}, seed=seed, compile=compile)

@@ -28,7 +28,8 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
         )
         lines = describe_groups(groups)  # before torch takes the names out of them
         defaults = {"rule": optimizer.name, "lr": optimizer.lr, **RULES[optimizer.name].defaults}
-        built = RuleOptimizer([group for group in groups if group["params"]], defaults, seed=config.seed)
+        options: dict[str, Any] = {"seed": config.seed, "compile": config.machine.compile}
+        built = RuleOptimizer([group for group in groups if group["params"]], defaults, **options)
     except ValueError as error:
         raise UserError(f"optimizer.groups: {error}") from error
     return built, lines

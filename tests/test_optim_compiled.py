@@ -1,0 +1,128 @@
+"""The compiled step: the eager one to rounding, two compilations a rule and mode, and no recompilation after that."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from cwd.optim import MODES, AdamW, Lion, Observation, RuleOptimizer
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
+
+# Two dozen tensors of many sizes: whole chunks, a rest, one element, a scalar, a matrix, none.
+SHAPES = [(7,), (3, 5), (64, 33), (1,), (), (0,), (129,), (2, 3, 4), *[(i + 2, 3) for i in range(16)]]
+RULES = {"adamw": {}, "lion": {"betas": (0.9, 0.99)}, "sgd": {"momentum": 0.9}}
+FAST = [
+    ("adamw", "cautious", torch.float32),
+    ("lion", "cautious", torch.bfloat16),
+    ("sgd", "inner_product", torch.float64),
+]
+ALL = [
+    pytest.param(rule, mode, dtype, marks=() if (rule, mode, dtype) in FAST else pytest.mark.slow)
+    for rule in RULES
+    for mode in MODES
+    for dtype in (torch.float32, torch.float64, torch.bfloat16)
+]
+
+
+def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+
+
+def make(params: list[torch.nn.Parameter], rule: str, mode: str, compile: bool, **options) -> RuleOptimizer:
+    defaults = {"rule": rule, "lr": 0.01, "weight_decay": 0.3, "decay": mode, **RULES[rule], **options}
+    return RuleOptimizer(params, defaults, seed=3, compile=compile)
+
+
+def train(optimizer: RuleOptimizer, params: list[torch.nn.Parameter], steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 / (1 + step)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("rule", "mode", "dtype"), ALL)
+def test_the_compiled_step_is_the_eager_step_to_rounding(rule, mode, dtype):
+    eager, compiled = parameters(dtype), parameters(dtype)
+    train(make(eager, rule, mode, compile=False), eager, range(4))
+    train(make(compiled, rule, mode, compile=True), compiled, range(4))
+    # The compiler may contract a * b + c and reorder sums: some units in the last place of a step, over four steps.
+    tolerance = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 2.0**-7}[dtype]
+    for a, b, shape in zip(eager, compiled, SHAPES, strict=True):
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance * 0.1, msg=lambda m, s=shape: f"{s}: {m}")
+
+
+def test_a_schedule_of_rates_and_lambdas_recompiles_nothing():
+    params = parameters(torch.float32)
+    optimizer = make(params, "adamw", "cautious", compile=True)
+    train(optimizer, params, range(2))
+    before = counters["stats"]["unique_graphs"]
+    for step in range(2, 200):
+        optimizer.param_groups[0]["weight_decay"] = 0.3 / step
+        train(optimizer, params, range(step, step + 1))
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_other_tensors_of_other_sizes_recompile_nothing():
+    params = parameters(torch.float32)
+    train(make(params, "adamw", "cautious", compile=True), params, range(2))
+    before = counters["stats"]["unique_graphs"]
+    others = [torch.nn.Parameter(torch.randn(2 + 7 * i, 3)) for i in range(23)]
+    train(make(others, "adamw", "cautious", compile=True), others, range(2))
+    assert counters["stats"]["unique_graphs"] == before
+
+
+def test_an_observer_sees_the_same_step_and_changes_nothing():
+    plain, watched = parameters(torch.float32), parameters(torch.float32)
+    train(make(plain, "adamw", "cautious", compile=True), plain, range(3))
+    optimizer, seen = make(watched, "adamw", "cautious", compile=True), []
+    optimizer.observer = lambda o: seen.append(Observation(o.name, o.x.clone(), o.u.clone(), o.g.clone()))
+    train(optimizer, watched, range(3))
+    assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+    assert len(seen) == 3 * sum(p.numel() > 0 for p in watched)
+    assert {o.x.shape for o in seen} == {torch.Size(shape) for shape in SHAPES if shape != (0,)}
+
+
+def test_a_state_dict_moves_between_compiled_and_eager():
+    params = parameters(torch.float32)
+    optimizer = make(params, "adamw", "cautious", compile=True)
+    train(optimizer, params, range(3))
+    others = copy.deepcopy(params)
+    eager = make(others, "adamw", "cautious", compile=False)
+    eager.load_state_dict(optimizer.state_dict())
+    train(optimizer, params, range(3, 6))
+    train(eager, others, range(3, 6))
+    for a, b in zip(params, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-7)
+
+
+def test_what_cannot_be_compiled_is_stepped_all_the_same():
+    torch.manual_seed(0)
+    base = torch.randn(6, 4)
+    eager, compiled = ([torch.nn.Parameter(base.clone().t()), torch.nn.Parameter(torch.ones(1))] for _ in range(2))
+    assert not eager[0].is_contiguous()
+    train(make(eager, "adamw", "cautious", compile=False), eager, range(3))
+    train(make(compiled, "adamw", "cautious", compile=True), compiled, range(3))
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+@pytest.mark.parametrize(("elements", "expected"), [(100, False), (2**22, True)])
+def test_large_models_compile_by_themselves(elements, expected, monkeypatch):
+    from cwd.optim import engine
+
+    calls = []
+    monkeypatch.setattr(engine, "step_compiled", lambda members, seed: calls.append(len(members)))
+    for cls in (AdamW, Lion):
+        p = torch.nn.Parameter(torch.zeros(elements))
+        p.grad = torch.zeros_like(p)
+        cls([p]).step()
+        cls([p], compile=False).step()
+    assert calls == [1, 1] * expected
