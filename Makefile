@@ -1,5 +1,6 @@
 # make help lists what there is. demo and test set up .venv by themselves, once, and again when the lock file changes.
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help demo test lint types unit proofs setup setup-dev clean
 
 PYTHON ?= python3
@@ -42,7 +43,7 @@ clean:  ## remove .venv and caches; runs and data stay
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not there; name a Python of 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is too old, 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 2; }
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 2; }
 
 .venv/train.stamp: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing into .venv (once; torch is large, so this takes some minutes)"

@@ -5,6 +5,7 @@ import sys
 try:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig
 except ModuleNotFoundError as error:
     sys.exit(f"train.py: {error.name} is not installed; make setup, then .venv/bin/python train.py ...")
@@ -20,7 +21,9 @@ def main(config: DictConfig) -> float:
     checked = validate(config)
     from cwd.training.run import run
 
-    summary = run(checked, HydraConfig.get().overrides.task).summary
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode == RunMode.MULTIRUN
+    summary = run(checked, hydra_config.overrides.task, wait=in_sweep).summary
     return summary["loss"] if summary else float("inf")
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -21,6 +26,9 @@ from yaml import YAMLError
 from cwd.config import allowed_keys, unknown_key
 from cwd.errors import UserError, nearest
 
+GRACE = 3.0  # seconds that a sweep's workers have to save
+DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
+HYDRA_KEYS = ("hydra.launcher.", "hydra.sweep.", "hydra.sweeper.params", "hydra.mode", "hydra.verbose")
 GROUPS = (
     "model",
     "dataset",
@@ -45,6 +53,8 @@ def guarded(main: Callable[[], Any]) -> None:
         main()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _wait_for_workers)
     argparse.ArgumentParser.error = _flag_error  # type: ignore[assignment, method-assign]
     try:
         _check_arguments(sys.argv[1:])
@@ -64,15 +74,20 @@ def door(main: Callable[[], Any]) -> None:
         main()
     except (UserError, HydraException, OmegaConfBaseException, YAMLError) as error:
         fail(error)
+    except BrokenPipeError:  # the reader of a listing has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        name = error.filename or "a file"
+        fail(UserError(f"{name}: cannot be written ({error.strerror}); what was saved before is intact"))
     except ValueError as error:  # how Hydra refuses some arguments
         if "hydra" not in traceback.extract_tb(error.__traceback__)[-1].filename.split(os.sep):
             raise
         fail(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoints", file=sys.stderr)
+        print("interrupted; the same command goes on from what was saved", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a listing has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def job(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -83,14 +98,35 @@ def job(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     @functools.wraps(function)
     def wrapped(config: Any) -> Any:
+        if _stopped:
+            return None
         try:
             return function(config)
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             fail(error)
+        except SystemExit:  # a signal came, and the run is saved
+            parent = multiprocessing.parent_process()
+            if parent is None or parent.pid != os.getppid():  # no worker, or one whose sweep is gone
+                raise
+            # A worker that ends makes the pool kill the others before they have saved. It goes on, and trains no more.
+            _stopped.append(True)
+            return None
 
     return wrapped
+
+
+_stopped: list[bool] = []  # in a sweep's worker, after a signal
+
+
+def _wait_for_workers(number: int, frame: Any) -> NoReturn:
+    """On Ctrl-C: the workers of a local sweep got it too, and save; then it ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "joblib" in sys.modules:
+        print("interrupted; the runs are saving", file=sys.stderr)
+        time.sleep(GRACE)
+    raise KeyboardInterrupt
 
 
 def fail(error: Exception) -> NoReturn:
@@ -152,10 +188,13 @@ def _check_arguments(arguments: list[str]) -> None:
         if argument.startswith("-") or ("=" not in argument and not argument.startswith("~")):
             continue  # a flag, or what belongs to one
         override = parser.parse_overrides([argument])[0]
+        name = override.key_or_group
         value = override._value  # as parsed: value() would turn a sweep's list into text
         if any("_target_" in str(name) for name in (override.key_or_group, *_names(value))):
             raise UserError(f"{argument}: a value cannot name code to import; _target_ is not allowed")
-        if override.key_or_group in GROUPS and (value is None or isinstance(value, bool | int | float)):
+        if name.startswith("hydra.") and not name.startswith(HYDRA_KEYS):
+            raise UserError(f"{argument}: not to be set; of hydra's keys, allowed are {', '.join(HYDRA_KEYS)}")
+        if name in GROUPS and name != "experiment" and (value is None or isinstance(value, bool | int | float)):
             raise UserError(f"{argument}: a choice is needed; --help lists them")
 
 

@@ -47,13 +47,18 @@ def validate(raw: DictConfig | dict[str, Any]) -> Config:
     for key, value, spec in _leaves(config):
         _check_leaf(key, value, spec)
     _check_across(config)
+    config.model.head_dim = config.model.head_dim or config.model.hidden_size // config.model.num_attention_heads
     return config
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The part of a configuration that can change a run's numbers, as plain nested data."""
+    """The part of a configuration that can change a run's numbers, as plain nested data.
+
+    Where the text lies is no part of it: the data's fingerprint says what the text is.
+    """
     plain = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(plain, dict)
+    plain["dataset"].pop("files", None)
     return {str(name): value for name, value in plain.items() if name not in NOT_IDENTITY}
 
 

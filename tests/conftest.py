@@ -38,7 +38,7 @@ def train_py(
     asked: list[Config] = []
     trainer = ModuleType("cwd.training.run")
 
-    def run(config: Config) -> SimpleNamespace:
+    def run(config: Config, *unused: Any, **options: Any) -> SimpleNamespace:
         asked.append(config)
         return SimpleNamespace(summary={"loss": 1.0})
 

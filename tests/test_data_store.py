@@ -176,12 +176,24 @@ def test_two_processes_at_once_end_with_the_same_good_folder(source: Path, tmp_p
 
 
 def test_a_living_process_keeps_its_temporary_folder(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "data" / "0123.tmp").mkdir(parents=True)
-    (tmp_path / "data" / "4567.tmp").mkdir()
-    with open(tmp_path / "data" / "0123.lock", "w") as held:
+    living, dead = "0123456789abcdef", "fedcba9876543210"
+    for key in (living, dead):
+        (tmp_path / "data" / f"{key}.tmp").mkdir(parents=True)
+    with open(tmp_path / "data" / f"{living}.lock", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         ready(source, tmp_path / "data")
-        assert [path.name for path in (tmp_path / "data").glob("*.tmp")] == ["0123.tmp"]
+        assert [path.name for path in (tmp_path / "data").glob("*.tmp")] == [f"{living}.tmp"]
+
+
+def test_files_that_are_not_ours_are_left_alone(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "work.tmp").mkdir(parents=True)
+    for name in ("notes.tmp", "work.tmp/kept", "0123.tmp"):
+        (tmp_path / "data" / name).write_text("mine")
+    before = {path.name for path in (tmp_path / "data").iterdir()}
+    ready(source, tmp_path / "data")
+    after = {path.name for path in (tmp_path / "data").iterdir()}
+    assert before <= after
+    assert not {name for name in after if name.startswith(("work.lock", "notes.lock", "0123.lock"))}
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:

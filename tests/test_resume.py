@@ -14,6 +14,7 @@ import torch
 
 from cwd.optim import engine
 from cwd.runs import all_records, read_metrics
+from cwd.runs import record as record_module
 from cwd.training import checkpoint, tasks, trainer
 from tests.training_helpers import in_child, outcome, smoke_config, train
 
@@ -81,6 +82,11 @@ MOMENTS = {
     ),
     "after naming a checkpoint": lambda: (checkpoint.os, "rename", on_call(2, os.rename, die, after=True)),
     "before the summary": lambda: (trainer.Trainer, "_save_model", on_call(1, trainer.Trainer._save_model, die)),
+    "between the checkpoints and the summary": lambda: (
+        record_module.Record,
+        "finish",
+        on_call(1, record_module.Record.finish, die),
+    ),
     "after the final weights": lambda: (
         trainer.Trainer,
         "_save_model",
@@ -115,6 +121,8 @@ def undisturbed(tmp_path_factory):
 def test_a_run_killed_once_ends_with_the_same_bits(moment, tmp_path, undisturbed):
     overrides = ("optimizer=muon", "decay=random", EVERY_STEP, "telemetry.every=3", "machine.log_every=4")
     assert run_and_die(tmp_path, moment, overrides) == -signal.SIGKILL
+    kept = ("final" not in moment and "summary" not in moment) or list(tmp_path.glob("runs/*/checkpoints/step-*"))
+    assert kept, "the last checkpoint went before the result was there"
     result = train(tmp_path, *overrides)
     assert result.state == "done"
     assert outcome(result.record) == undisturbed(*overrides)
@@ -217,6 +225,17 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(damage, tmp_pat
     assert f"checkpoint {newest}: damaged" in capsys.readouterr().out
     assert outcome(result.record) == undisturbed(*overrides)
     assert min(line["step"] for line in read_metrics(result.record.metrics_file)) == 0
+
+
+def test_damaged_checkpoints_do_not_push_out_the_good_ones(tmp_path, undisturbed):
+    overrides = ("optimizer=adamw", EVERY_STEP)
+    run_and_die(tmp_path, "between the gradient and the update", overrides)
+    folders = sorted(tmp_path.glob("runs/*/checkpoints/step-*"))
+    for folder in folders:
+        (folder / "state.pt").write_bytes(b"nothing")
+    assert run_and_die(tmp_path, "between the gradient and the update", overrides) == -signal.SIGKILL
+    assert all(checkpoint._is_whole(folder) for folder in tmp_path.glob("runs/*/checkpoints/step-*"))
+    assert outcome(train(tmp_path, *overrides).record) == undisturbed(*overrides)
 
 
 def test_a_full_disk_is_a_failed_run_with_its_last_checkpoint_intact(tmp_path, undisturbed, monkeypatch):

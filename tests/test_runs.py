@@ -385,10 +385,34 @@ def test_a_run_without_a_readable_result_is_not_done(tmp_path: Path, garbage: by
     assert run.status["state"] == "interrupted"
 
 
-def test_a_kill_between_result_and_status_leaves_a_run_that_is_done(tmp_path: Path) -> None:
+def test_a_result_that_was_altered_is_none(tmp_path: Path) -> None:
+    run = new(tmp_path)
+    run.finish({"loss": 3.1362, "steps": 5}, 5)
+    assert run.summary == {"loss": 3.1362, "steps": 5}
+    path = run.folder / "summary.json"
+    path.write_text(path.read_text().replace("3.1362", "0.1362"))
+    assert run.summary is None
+    assert run.status["state"] == "interrupted"
+
+
+def test_a_configuration_that_is_not_the_keys_is_written_anew(tmp_path: Path) -> None:
+    run = new(tmp_path)
+    whole = (run.folder / "config.json").read_bytes()
+    for wrong in (b'{"a": 1}', b'{"format": 1}', whole.replace(b'"data"', b'"date"'), b'{"identity": {}, "data": {}}'):
+        (run.folder / "config.json").write_bytes(wrong)
+        assert run.description == {}
+        assert new(tmp_path).folder == run.folder
+        assert (run.folder / "config.json").read_bytes() == whole
+
+
+def test_a_kill_between_result_and_status_leaves_a_run_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = new(tmp_path)
     run.set_status("running", 4)
-    write_json(run.folder / "summary.json", {"loss": 1.0, "steps": 5})
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "set_status", lambda *unused: None)
+        run.finish({"loss": 1.0, "steps": 5}, 5)
     assert (run.status["state"], run.status["step"]) == ("done", 5)
 
 
@@ -443,11 +467,8 @@ def test_runs_that_may_not_be_written_can_be_read(
 def test_two_thousand_runs_are_listed_within_three_seconds(tmp_path: Path, laptop: dict[str, Any]) -> None:
     for seed in range(2000):
         config = changed(laptop, {"seed": seed})
-        folder = tmp_path / f"{seed:016x}"
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"identity": identity_of(config), "config": config}))
-        (folder / "status.json").write_text('{"state": "done", "step": 600}')
-        (folder / "summary.json").write_text('{"loss": 2.5, "accuracy": 0.25, "steps": 600}')
+        run = Record.create(tmp_path, identity_of(config), {"fingerprint": "a"}, config)
+        run.finish({"loss": 2.5, "accuracy": 0.25, "steps": 600}, 600)
     start = time.process_time()  # not the clock: a busy machine is no fault
     text = printed(lambda console: print_runs(select(tmp_path, ["optimizer=adamw", "state=done"]), console))
     seconds = time.process_time() - start

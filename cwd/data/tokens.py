@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ from cwd.errors import UserError
 from cwd.files import sha256_of, sync
 
 FORMAT = 1
+OURS = re.compile(r"[0-9a-f]{16}(\.old|\.index)?\.tmp")  # the temporary names made here; others are not ours to touch
 BATCH_CHARACTERS = 2_000_000  # text tokenised at a time
 Progress = Callable[[str], None]
 
@@ -110,7 +112,11 @@ def prepare(
                 progress(f"data: {damage}; building it again from the source")
             loaded = loaded or _train(tokenizer, vocab_size, corpus, division, progress)
             work = _gone(root / f"{key}.tmp")
-            _build(work, corpus, division, loaded, tokenizer, progress)
+            try:
+                _build(work, corpus, division, loaded, tokenizer, progress)
+            except OSError:  # a full disk: what is half made must not keep it full
+                _gone(work)
+                raise
             _publish(work, root / key)
             data, damage = _open(root / key)
             if data is None:  # a disk that loses data should say so here and not in a loss curve
@@ -253,6 +259,8 @@ def _lock(path: Path, progress: Progress | None = None) -> Iterator[bool]:
 def _sweep(root: Path) -> None:
     """Remove what preparations that were killed left behind: what is temporary and no longer locked."""
     for path in root.glob("*.tmp"):
+        if not OURS.fullmatch(path.name):
+            continue
         # A root that others own is theirs to clean, and no less good to read.
         with suppress(OSError), _lock(root / f"{path.name.split('.')[0]}.lock") as free:
             if free:

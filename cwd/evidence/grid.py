@@ -19,6 +19,7 @@ class Cell:
 
     identity: dict[str, Any]
     record: Record | None
+    left_out: int = 0  # records of this configuration that were made from other data
 
     @property
     def state(self) -> str:
@@ -36,7 +37,8 @@ def find_cells(identities: Iterable[dict[str, Any]], root: Path) -> list[Cell]:
     """A cell for each identity. Records made from other data than the most common one among them are left out.
 
     A record of the same configuration but other data (another version of Python has another standard library) is
-    another experiment, and a table must not mix them. A record of another format is left out too.
+    another experiment, and a table must not mix them; each cell says how many it left out. A record of another
+    format is left out too.
     """
     wanted = list(identities)
     found: dict[str, list[Record]] = {}
@@ -48,7 +50,11 @@ def find_cells(identities: Iterable[dict[str, Any]], root: Path) -> list[Cell]:
     chosen = {
         _canonical(r.description["identity"]): r for r in candidates if r.description["data"]["fingerprint"] == data
     }
-    return [Cell(identity, chosen.get(_canonical(identity))) for identity in wanted]
+    return [
+        Cell(identity, chosen.get(key), len(found.get(key, [])) - (key in chosen))
+        for identity in wanted
+        for key in [_canonical(identity)]
+    ]
 
 
 def check_paired(a: Cell, b: Cell) -> None:

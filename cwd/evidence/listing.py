@@ -112,6 +112,8 @@ def print_difference(a: Record, b: Record, console: Console) -> None:
     console.print(table)
     if one and two:
         paired = one.get("pairing") == two.get("pairing")
+        if "smoke" in (a.config.get("scale"), b.config.get("scale")):
+            console.print("smoke scale: the results mean nothing")
         kind = "a pair" if paired else "not a pair: weights or batches differ"
         console.print(f"loss: {two['loss'] - one['loss']:+.4f} ({kind})")
 

@@ -29,7 +29,9 @@ def print_comparison(cells: Sequence[Cell], baseline: str, arm: str, console: Co
     Only seeds of which both arms are done count; what is missing is said below the table.
     """
     console = console or terminal()
-    table = Table(title=f"Final validation loss (nats per token), {arm} against {baseline} decay", title_justify="left")
+    smoke = "SMOKE, NO EVIDENCE. " if _is_smoke(cells) else ""
+    title = f"{smoke}Final validation loss (nats per token), {arm} against {baseline} decay"
+    table = Table(title=title, title_justify="left")
     for name in ("optimizer", "lambda", "seeds", baseline, arm, "difference", "95% interval", "published, 338M"):
         table.add_column(name, justify="left" if name == "optimizer" else "right", no_wrap=True)
     for optimizer in dict.fromkeys(cell.identity["optimizer"]["name"] for cell in cells):
@@ -45,12 +47,14 @@ def _row(cells: Sequence[Cell], baseline: str, arm: str) -> list[str]:
     pairs = _pairs(cells, baseline, arm)
     head = [OPTIMIZERS[first["optimizer"]["name"]], f"{first['decay']['weight_decay']:g}", str(len(pairs))]
     published = table10_difference("338m", first["optimizer"]["name"])
-    tail = "-" if published is None else f"{published:+.4f}"
+    tail = "-" if published is None or _is_smoke(cells) else f"{published:+.4f}"
     if not pairs:
         return [*head, "-", "-", "-", "-", tail]
     theirs, ours = [a for a, _ in pairs], [b for _, b in pairs]
     difference = paired_difference(ours, theirs)
     means = [f"{sum(losses) / len(losses):.4f}" for losses in (theirs, ours)]
+    if _is_smoke(cells):
+        return [*head, *means, "-", "-", tail]
     return [*head, *means, f"{difference.mean:+.4f}", _interval(difference), tail]
 
 
@@ -87,6 +91,10 @@ def _interval(difference: PairedDifference) -> str:
     return f"[{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
+def _is_smoke(cells: Sequence[Cell]) -> bool:
+    return any(cell.identity["scale"] == "smoke" for cell in cells)
+
+
 def _remarks(cells: Sequence[Cell]) -> list[str]:
     first = cells[0].identity
     shape, training = first["model"], first["training"]
@@ -98,10 +106,17 @@ def _remarks(cells: Sequence[Cell]) -> list[str]:
         f"{shape['hidden_size']} wide and {shape['num_hidden_layers']} layers deep sees {millions:.1f}M tokens;",
         "the paper's smallest in this table has 338M parameters and sees billions. Sign and size may change.",
     ]
-    if first["scale"] == "smoke":
+    if _is_smoke(cells):
         lines.append("This is smoke scale: it proves that the plumbing works, and nothing else.")
     unfinished = [cell.state for cell in cells if cell.loss is None]
     if unfinished:
         counts = ", ".join(f"{unfinished.count(state)} {state}" for state in sorted(set(unfinished)))
-        lines.append(f"Incomplete: of {len(cells)} runs, {counts}.")
+        lines.append(f"Incomplete: of {len(cells)} runs, {counts}. A seed counts only where both of its arms are done.")
+    diverged = [cell.identity for cell in cells if cell.state == "diverged"]
+    if diverged:
+        names = ", ".join(f"{one['optimizer']['name']} {one['decay']['mode']} seed {one['seed']}" for one in diverged)
+        lines.append(f"Diverged, which no mean above shows: {names}.")
+    left_out = sum(cell.left_out for cell in cells)
+    if left_out:
+        lines.append(f"Left out: {left_out} runs of the same settings on other data.")
     return lines

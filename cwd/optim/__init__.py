@@ -8,12 +8,14 @@ from cwd.optim.directions import RULES
 from cwd.optim.engine import Observation, RuleOptimizer
 from cwd.optim.groups import GroupPattern, assign_groups, describe_groups
 from cwd.optim.optimizers import SGD, AdamW, Lion, Muon
+from cwd.optim.wrapper import CautiousWeightDecay
 
 __all__ = [
     "MODES",
     "RULES",
     "SGD",
     "AdamW",
+    "CautiousWeightDecay",
     "GroupPattern",
     "Lion",
     "Muon",

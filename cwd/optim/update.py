@@ -50,4 +50,6 @@ def update(
         g = -g
     u = RULES[group["rule"]].direction(g, state, scalars, group)
     factor = MODES[group["decay"]](x, u, g, words)
+    if isinstance(factor, float) and factor == 0:  # no decay: not 0 * x, which is no number for an infinite x
+        return x - lr * u, u, g
     return x - lr * (u + weight_decay * (factor * x)), u, g

@@ -27,9 +27,13 @@ class MetricsLog:
         line = json.dumps({"kind": kind, "step": step, **_finite(values)}, allow_nan=False)
         self._file.write(line.encode() + b"\n")
 
+    def sync(self) -> None:
+        """Makes the lines so far durable."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Makes the file durable and closes it."""
-        os.fsync(self._file.fileno())
+        self.sync()
         self._file.close()
 
 

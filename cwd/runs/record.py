@@ -41,7 +41,10 @@ def run_key(identity: dict[str, Any], data_fingerprint: str) -> str:
     """16 hexadecimal digits of the SHA-256 of the identity (plain nested data), the data's fingerprint and the
     format.
     """
-    content = {"format": FORMAT, "config": identity, "data": data_fingerprint}
+    return _digest({"format": FORMAT, "config": identity, "data": data_fingerprint})
+
+
+def _digest(content: dict[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
@@ -80,8 +83,12 @@ class Record:
 
     @property
     def description(self) -> dict[str, Any]:
-        """config.json; {} if it is not there or not readable."""
-        return _read_object(self.folder / "config.json")
+        """config.json; {} if it is not there, not readable, or not what the folder's name is the key of."""
+        found = _read_object(self.folder / "config.json")
+        data = found.get("data")
+        if not isinstance(data, dict) or not isinstance(found.get("identity"), dict):
+            return {}
+        return found if run_key(found["identity"], data.get("fingerprint", "")) == self.key else {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -104,8 +111,10 @@ class Record:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """summary.json; None unless the run is done."""
-        return _read_object(self.folder / "summary.json") or None
+        """summary.json; None unless the run is done. A summary that does not match its checksum is none."""
+        found = _read_object(self.folder / "summary.json")
+        checksum = found.pop("checksum", None)
+        return found if found and checksum == _digest(found) else None
 
     @property
     def metrics_file(self) -> Path:
@@ -120,7 +129,7 @@ class Record:
 
     def finish(self, summary: dict[str, Any], step: int) -> None:
         """Writes the summary, then the status "done": in that order, so that a done run always has its result."""
-        write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", {**summary, "checksum": _digest(summary)})
         self.set_status("done", step)
 
     def add_environment(self, environment: dict[str, Any]) -> None:
@@ -129,8 +138,11 @@ class Record:
             file.write(json.dumps({"started": now(), **environment}) + "\n")
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, patience: float | None = None) -> Iterator[None]:
         """Holds the run for this process; the operating system lets go of it however the process ends.
+
+        Args:
+            patience: seconds to wait for another process; PATIENCE if not given.
 
         Raises:
             RunBusy: another process holds it.
@@ -141,7 +153,7 @@ class Record:
         except OSError as error:
             raise UserError(f"run {self.key}: {self.folder} cannot be written ({error.strerror})") from error
         with file:
-            give_up = time.monotonic() + PATIENCE
+            give_up = time.monotonic() + (PATIENCE if patience is None else patience)
             while not _flock(file, fcntl.LOCK_EX):
                 if time.monotonic() > give_up:
                     file.seek(0)

@@ -48,12 +48,8 @@ def load_checkpoint(root: Path, say: Callable[[str], None]) -> dict[str, Any] | 
     passed over.
     """
     for folder in reversed(_folders(root)):
-        checksum = read_json(folder / "checksum.json")
-        try:
-            if checksum is not None and checksum["sha256"] == sha256_of(folder / "state.pt"):
-                return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        except OSError:
-            pass
+        if _is_whole(folder):
+            return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         say(f"checkpoint {folder}: damaged, trying the one before")
     return None
 
@@ -63,8 +59,23 @@ def remove_checkpoints(root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
+def remove_damaged(root: Path) -> None:
+    """Removes the checkpoints that cannot be read, which would otherwise count among the newest."""
+    for folder in _folders(root):
+        if not _is_whole(folder):
+            shutil.rmtree(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    checksum = read_json(folder / "checksum.json")
+    try:
+        return isinstance(checksum, dict) and checksum.get("sha256") == sha256_of(folder / "state.pt")
+    except OSError:
+        return False
+
+
 def _folders(root: Path) -> list[Path]:
-    return sorted(root.glob("step-*")) if root.is_dir() else []
+    return sorted(path for path in root.glob("step-*") if path.is_dir())
 
 
 def _remove_unfinished(root: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cwd.runs.record import FINISHED
 from cwd.training.progress import Progress, duration
 from cwd.training.sources import load_tokens
 
+WAIT = 7 * 24 * 3600.0  # seconds
 MAIN = int(os.environ.get("RANK", "0")) == 0
 
 
@@ -31,10 +32,12 @@ class Result:
     summary: dict[str, Any] | None
 
 
-def run(config: schema.Config, overrides: Sequence[str] = ()) -> Result:
+def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False) -> Result:
     """Trains the run that `config` describes, or returns it at once if it is done.
 
-    `overrides` are the words of the command line that led to it, for the command that is shown at the end.
+    Args:
+        overrides: the words of the command line that led to it, for the command that is shown at the end.
+        wait: wait for another process that works on the run, as one of two sweeps that share it must.
 
     Raises:
         UserError: something the user gave does not work, or another process holds the run (RunBusy).
@@ -49,7 +52,7 @@ def run(config: schema.Config, overrides: Sequence[str] = ()) -> Result:
     record = Record.create(Path(config.machine.runs), identity(config), description, everything)
     found = _finished(record)
     if found is None:
-        with record.lock() if MAIN else nullcontext():
+        with record.lock(WAIT if wait else None) if MAIN else nullcontext():
             found = _finished(record)  # by the process that we waited for
             result = found or _train(config, data, record, progress)
     _tell(found or result, config, progress, found is not None)
@@ -68,13 +71,11 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress)
 
     try:
         return Result(*train(config, data, record, progress))
-    except UserError as error:
+    except Exception as error:
         if MAIN:
-            record.set_status("failed", record.status["step"], message=str(error))
-        raise
-    except Exception:
-        if MAIN:
-            record.set_status("failed", record.status["step"], message=traceback.format_exc())
+            message = str(error) if isinstance(error, UserError) else traceback.format_exc()
+            with suppress(OSError):  # the disk may be what failed
+                record.set_status("failed", record.status["step"], message=message)
         raise
     finally:
         progress.close()

@@ -19,7 +19,7 @@ from cwd.training.checkpoint import remove_checkpoints
 from cwd.training.environment import describe_environment
 from cwd.training.memory import keep_freed_memory
 from cwd.training.progress import Progress
-from cwd.training.signals import Interrupted, Interrupts
+from cwd.training.signals import Interrupted, Interrupts, follow_parent
 from cwd.training.tasks import LanguageTask
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Diverged, Trainer
@@ -36,6 +36,7 @@ def train(
         Interrupted: a signal came; a checkpoint is written.
         UserError: the configuration does not fit the data, the model or the processes.
     """
+    follow_parent()
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
     transformers_logging.disable_progress_bar()
@@ -65,6 +66,7 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
         summary = trainer.fit()
         if main:
             record.finish(summary, trainer.step)
+            remove_checkpoints(record.folder / "checkpoints")  # not before: a kill in between would cost the whole run
     except Diverged as error:
         state = "diverged"
         if main:

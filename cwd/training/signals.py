@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 class Interrupted(SystemExit):
@@ -14,6 +19,12 @@ class Interrupted(SystemExit):
     def __init__(self, number: int, step: int) -> None:
         super().__init__(128 + number)
         self.step = step
+
+
+def follow_parent() -> None:
+    """In a sweep's worker: when the process that started it dies, this one gets SIGTERM, and saves. Linux only."""
+    if multiprocessing.parent_process() is not None and sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Interrupts:

@@ -21,7 +21,7 @@ from cwd import schema
 from cwd.errors import UserError
 from cwd.files import sync
 from cwd.runs import MetricsLog, Record
-from cwd.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from cwd.training.checkpoint import load_checkpoint, remove_damaged, save_checkpoint
 from cwd.training.optimizer import build_optimizer
 from cwd.training.progress import Progress
 from cwd.training.schedule import lr_factor
@@ -232,7 +232,8 @@ class Trainer:
         if self.pending:
             rows = self._drain()
             self.pending = list(rows.to(self.accelerator.device))
-        if self.accelerator.is_main_process:
+        if self._log_file is not None:
+            self._log_file.sync()  # a checkpoint must not outlive the lines that came before it
             state = {
                 "step": self.step,
                 "seconds": self.seconds,
@@ -248,6 +249,9 @@ class Trainer:
 
     def _resume(self) -> None:
         state = load_checkpoint(self.record.folder / "checkpoints", self.progress.warn)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            remove_damaged(self.record.folder / "checkpoints")
         if state is None:
             return
         if state["weights_hash"] != self.weights_hash:
@@ -272,7 +276,6 @@ class Trainer:
         """Saves the final weights, and says what came out."""
         if self.accelerator.is_main_process:
             self._save_model()
-            remove_checkpoints(self.record.folder / "checkpoints")
         return {
             **self.evaluated,
             "steps": self.steps,
