@@ -108,8 +108,11 @@ def job(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
             fail(error)
         except SystemExit:  # a signal came, and the run is saved
             parent = multiprocessing.parent_process()
-            if parent is None or parent.pid != os.getppid():  # no worker, or one whose sweep is gone
+            if parent is None:
                 raise
+            if parent.pid != os.getppid():  # the sweep is gone; a worker left alone would wait for minutes
+                sys.stdout.flush()
+                os._exit(1)
             # A worker that ends makes the pool kill the others before they have saved. It goes on, and trains no more.
             _stopped.append(True)
             return None

@@ -998,3 +998,17 @@ print(*[m for m in ("hydra", "omegaconf", "transformers", "accelerate", "scipy",
 def test_importing_the_optimizers_imports_nothing_but_torch():
     output = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True).stdout
     assert output.split("\n") == ["cwd", "", "", ""]
+
+
+def test_a_state_of_another_method_is_refused():
+    params = parameters("adamw", torch.float32)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    coupled = torch.optim.Adam(params, weight_decay=0.1)
+    coupled.step()
+    with pytest.raises(ValueError, match="coupled"):
+        make("adamw", params, "decoupled").load_state_dict(coupled.state_dict())
+    lion = make("lion", params, "cautious")
+    lion.step()
+    with pytest.raises(ValueError, match="another rule"):
+        make("adamw", params, "cautious").load_state_dict(lion.state_dict())

@@ -144,6 +144,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 for own, saved in zip(mine, theirs, strict=True)
             ]
             for own, group in zip(mine, filled, strict=True):
+                if group["rule"] != own["rule"]:
+                    raise ValueError(f"rule={group['rule']!r}: the state of another rule, {own['rule']!r} is wanted")
                 _check_group({**group, "params": own["params"]})
             state_dict = {**state_dict, "param_groups": filled}
         super().load_state_dict(state_dict)
@@ -152,7 +154,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         for p, i in zip((p for group in self.param_groups for p in group["params"]), order, strict=True):
             for name, value in state_dict["state"].get(i, {}).items():
                 wide = {"dtype": torch.promote_types(p.dtype, torch.float32), "device": p.device}
-                self.state[p][name] = value.clone() if name == "step" else value.to(**wide, copy=True)
+                step = torch.as_tensor(value, dtype=torch.float32).clone() if name == "step" else None
+                self.state[p][name] = value.to(**wide, copy=True) if step is None else step
 
     def _parameters(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         for number, group in enumerate(self.param_groups):
@@ -236,6 +239,8 @@ def _check_group(group: dict[str, Any]) -> None:
     for key in ("lr", "weight_decay"):
         if not (group[key] >= 0 and math.isfinite(group[key])):
             raise ValueError(f"{key}={group[key]}: a finite number >= 0 is needed")
+    if group.get("decoupled_weight_decay") is False and group["weight_decay"]:
+        raise ValueError("the state is torch.optim.Adam's, whose weight decay is coupled: it is another method's")
     if group.get("amsgrad"):
         raise ValueError("amsgrad=True: not supported")
     rule = RULES[group["rule"]]

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, save, leave. The second one leaves at once."""
+"""SIGINT and SIGTERM: finish the step, save, leave. A second SIGINT leaves at once."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        # Only a person repeats SIGINT; SIGTERM can come once for each thread of a parent that dies.
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
