@@ -56,7 +56,7 @@ def step_compiled(members: list[Member], seed: int) -> None:
     hyper = tuple((name, group[name]) for name in rule.defaults)
     function = _compiled(group["rule"], group["decay"], group["maximize"], hyper, tuple(scalars), first.dtype)
     for chunk in _chunks(members):
-        words = torch.tensor([words_of((seed, int(one.step), one.number)) for one in chunk])
+        words = _words(chunk, seed)
         tensors = [[_flat(one.p) for one in chunk], [_flat(one.g) for one in chunk]]
         state = {name: [_flat(one.state[name]) for one in chunk] for name in rule.buffers}
         # Equal sizes in one chunk must not become a demand on the next.
@@ -86,6 +86,13 @@ def _compiled(
     # A code object of its own: torch counts recompilations by code object, and closures of one function share theirs.
     own = step.__code__.replace(co_name=f"{rule}_{mode}")
     return torch.compile(types.FunctionType(own, globals(), closure=step.__closure__), fullgraph=True, dynamic=True)
+
+
+def _words(chunk: list[Member], seed: int) -> Tensor:
+    """(len(chunk), 2) int64; zeros for the modes that draw nothing."""
+    if chunk[0].group["decay"] != "random":
+        return torch.zeros((len(chunk), 2), dtype=torch.int64)
+    return torch.tensor([words_of((seed, int(one.step), one.number)) for one in chunk])
 
 
 def _flat(tensor: Tensor) -> Tensor:
