@@ -97,7 +97,7 @@ def job(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """
 
     @functools.wraps(function)
-    def wrapped(config: Any) -> Any:
+    def _wrapped(config: Any) -> Any:
         if _stopped:
             return None
         try:
@@ -117,7 +117,7 @@ def job(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
             _stopped.append(True)
             return None
 
-    return wrapped
+    return _wrapped
 
 
 _stopped: list[bool] = []  # in a sweep's worker, after a signal

@@ -76,7 +76,9 @@ def _compiled(
 ) -> Callable[..., None]:
     group = {"rule": rule, "decay": mode, "maximize": maximize, **dict(hyper)}
 
-    def step(ps: list[Tensor], gs: list[Tensor], state: dict[str, list[Tensor]], values: Tensor, words: Tensor) -> None:
+    def _step(
+        ps: list[Tensor], gs: list[Tensor], state: dict[str, list[Tensor]], values: Tensor, words: Tensor
+    ) -> None:
         named = {name: values[2 + i] for i, name in enumerate(scalars)}
         for i, (p, g) in enumerate(zip(ps, gs, strict=True)):
             own = {name: buffers[i] for name, buffers in state.items()}
@@ -84,8 +86,8 @@ def _compiled(
             p.copy_(after)
 
     # A code object of its own: torch counts recompilations by code object, and closures of one function share theirs.
-    own = step.__code__.replace(co_name=f"{rule}_{mode}")
-    return torch.compile(types.FunctionType(own, globals(), closure=step.__closure__), fullgraph=True, dynamic=True)
+    code = _step.__code__.replace(co_name=f"{rule}_{mode}")
+    return torch.compile(types.FunctionType(code, globals(), closure=_step.__closure__), fullgraph=True, dynamic=True)
 
 
 def _words(chunk: list[Member], seed: int) -> Tensor:

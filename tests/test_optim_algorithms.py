@@ -1,0 +1,312 @@
+"""The optimizers against the paper's algorithms in float64: rules, masks, zeros, underflow."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cwd.optim import MODES, AdamW, Muon, Observation
+from cwd.optim.decay import agreement_ratio, agrees, uniform, words_of
+from cwd.optim.directions import orthogonalize
+from tests import optim_reference as reference
+from tests.optim_helpers import (
+    DOUBLE,
+    EXACT,
+    HYPER,
+    MATRICES,
+    UNIT,
+    each_elementwise_rule,
+    each_mode,
+    each_rule,
+    gradient_of,
+    make,
+    normal,
+    numpy64,
+    one_step,
+    parameters,
+    train,
+    values,
+)
+
+
+@each_mode
+@each_rule
+def test_thirty_float64_steps_are_the_papers_algorithm(rule, mode):
+    params = parameters(rule)
+    expected = [numpy64(p).copy() for p in params]
+    states = [{} for _ in params]
+    optimizer = make(rule, params, mode, seed=5)
+    for step in range(1, 31):
+        train(optimizer, params, [step])
+        for i, x in enumerate(expected):
+            draws = uniform(params[i].shape, (5, step, i)).numpy()
+            g = numpy64(gradient_of(params[i], i, step))
+            settings = {"lr": 0.05, "weight_decay": 0.7, "hyper": HYPER[rule], "draws": draws}
+            expected[i] = reference.step(rule, mode, x, g, states[i], **settings)[0]
+    for p, x in zip(params, expected, strict=True):
+        assert_close(p.detach(), torch.as_tensor(x), **DOUBLE)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("shape", [*MATRICES, (1, 9), (9, 1)])
+def test_muon_directions_are_newton_schulz_of_the_papers_momentum_sum(shape, nesterov):
+    p, state, seen = torch.nn.Parameter(normal(*shape)), {}, []
+    optimizer = Muon([p], nesterov=nesterov, momentum=0.8, adjust_lr_fn="none")
+    optimizer.observer = lambda observation: seen.append(observation.u.clone())
+    for step in range(4):
+        train(optimizer, [p], [step])
+        g = numpy64(gradient_of(p, 0, step))
+        u = reference.muon(g, state, momentum=0.8, nesterov=nesterov, scale=False)
+        # small singular values, and so their rounding errors, grow by a**5 = 485
+        assert_close(seen[-1], torch.as_tensor(u), rtol=0, atol=485 * 2**-50)
+
+
+def test_newton_schulz_moves_singular_values_towards_one_and_keeps_singular_vectors():
+    matrix = normal(8, 5, seed=3)
+    left, s, right = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalize(matrix, 5, (3.4445, -4.7750, 2.0315), eps=1e-7)
+    diagonal = left.mT @ result @ right.mT
+    assert_close(diagonal, torch.diag(diagonal.diagonal()), rtol=0, atol=1e-12)
+    assert s.max() / s.min() > 2
+    # the quintic's attractor; https://kellerjordan.github.io/posts/muon gives [0.7, 1.3] as "in practice"
+    assert diagonal.diagonal().min() > 0.6
+    assert diagonal.diagonal().max() < 1.3
+
+
+def reference_state(rule: str, state) -> dict:
+    """The paper's state from the optimizer's. Muon: the paper's sum from the exponential average."""
+    if rule == "muon":
+        return {"m": numpy64(state["momentum_buffer"]) / (1 - HYPER["muon"]["momentum"])}
+    found = {"m": numpy64(state["momentum_buffer" if rule == "sgd" else "exp_avg"]).copy()}
+    if rule == "adamw":
+        found |= {"v": numpy64(state["exp_avg_sq"]).copy(), "t": int(state["step"])}
+    return found
+
+
+def update_error(rule: str, g: np.ndarray, before: dict, u: np.ndarray) -> np.ndarray:
+    """A bound on the error of the float32 update, in units of 2**-24 and to first order.
+
+    sgd: 5 roundings (two coefficients, two products, a sum), of terms as large as they are before they cancel.
+    adamw: 4 such in m, 2 in the bias correction, 8 in the denominator (5 in v, halved by the root; root, correction and
+    its coefficient, eps and its sum), 1 in the quotient. lion: signs are exact. muon: the rounding of the normalised
+    matrix (entries below 1) is magnified by at most a = 3.4445 in each of five iterations; later roundings less.
+    """
+    if rule == "lion":
+        return np.zeros_like(u)
+    if rule == "muon":
+        return np.full_like(u, 3.4445**5 * 0.2 * math.sqrt(max(u.shape)))
+    beta = HYPER[rule]["momentum"] if rule == "sgd" else HYPER[rule]["betas"][0]
+    size = beta * np.abs(before["m"]) + (1 - beta) * np.abs(g)
+    if rule == "sgd":
+        return 5 * size
+    t, (beta1, beta2) = before["t"] + 1, HYPER["adamw"]["betas"]
+    root = np.sqrt((beta2 * before["v"] + (1 - beta2) * g**2) / (1 - beta2**t))
+    return 15 * size / (1 - beta1**t) / (root + HYPER["adamw"]["eps"])
+
+
+@each_mode
+@each_rule
+def test_each_float32_step_is_the_float64_step_to_rounding_with_the_same_mask(rule, mode):
+    params, lr, weight_decay = parameters(rule, torch.float32), 0.25, 0.7
+    optimizer = make(rule, params, mode, lr=lr, weight_decay=weight_decay, seed=5)
+    train(optimizer, params, [1, 2])
+    seen: list[Observation] = []
+    optimizer.observer = lambda o: seen.append(Observation(o.name, o.x.clone(), o.u.clone(), o.g.clone()))
+    for step in range(3, 9):
+        states = [reference_state(rule, optimizer.state[p]) for p in params]
+        seen.clear()
+        train(optimizer, params, [step])
+        for i, (p, state, (_, x32, u32, g32)) in enumerate(zip(params, states, seen, strict=True)):
+            key, x, g, before = (5, step, i), numpy64(x32), numpy64(g32), dict(state)
+            settings = {"lr": lr, "weight_decay": weight_decay, "hyper": HYPER[rule]}
+            draws = uniform(p.shape, key).numpy()
+            expected, u, factor = reference.step(rule, mode, x, g, state, **settings, draws=draws)
+            factor32 = MODES[mode](x32, u32, g32, words_of(key))
+            assert np.all(np.asarray(factor32) == np.asarray(factor, np.float32).astype(np.asarray(factor32).dtype))
+            # then: lambda, its product, the ratio, the sum, lr and its product, and the difference
+            drift = lr * (update_error(rule, g, before, u) + 3 * np.abs(u) + 6 * weight_decay * np.abs(x))
+            assert np.all(np.abs(numpy64(p) - expected) <= UNIT * (np.abs(expected) + drift))
+
+
+@each_mode
+@each_rule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_parameters_are_rounded_once_from_the_wide_step(rule, mode, dtype):
+    # seed 3: no float64 result lies so near to the middle of two float16 numbers that float32's error could cross it
+    params, states = parameters(rule, dtype, seed=3), [{} for _ in range(3)]
+    optimizer = make(rule, params, mode, seed=5)
+    for step in range(1, 9):
+        before = values(params)
+        train(optimizer, params, [step])
+        for i, (p, x) in enumerate(zip(params, before, strict=True)):
+            settings = {"lr": 0.05, "weight_decay": 0.7, "hyper": HYPER[rule]}
+            draws, g = uniform(p.shape, (5, step, i)).numpy(), numpy64(gradient_of(p, i, step))
+            expected = reference.step(rule, mode, numpy64(x), g, states[i], **settings, draws=draws)[0]
+            assert_close(p.detach(), torch.as_tensor(expected).to(dtype), **EXACT)
+            assert {v.dtype for v in optimizer.state[p].values()} == {torch.float32}
+
+
+def test_default_dtype_of_torch_does_not_enter_the_step():
+    results = []
+    for default in (torch.float32, torch.float64, torch.bfloat16):
+        params = parameters("adamw", torch.float32)
+        optimizer = make("adamw", params)
+        torch.set_default_dtype(default)
+        try:
+            results.append(train(optimizer, params, range(1, 4)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert_close(results[1], results[0], **EXACT)
+    assert_close(results[2], results[0], **EXACT)
+
+
+# (u, x, whether cautious decays); 1e-310 is a denormal float64, 1e-44 a denormal float32
+SIGNS = [
+    (2.0, 4.0, True),
+    (-2.0, -4.0, True),
+    (2.0, -4.0, False),
+    (-2.0, 4.0, False),
+    (0.0, 4.0, True),
+    (0.0, -4.0, True),
+    (-0.0, 4.0, True),
+    (-0.0, -4.0, True),
+    (2.0, 0.0, True),
+    (-2.0, 0.0, True),
+    (2.0, -0.0, True),
+    (-2.0, -0.0, True),
+    (0.0, 0.0, True),
+    (-0.0, 0.0, True),
+    (1e-30, -1e-30, False),
+    (-1e-30, 1e-30, False),
+    (1e-30, 1e-30, True),
+    (1e-44, -1e-44, False),
+    (-1e-44, 1e-44, False),
+    (1e-44, -1.0, False),
+    (1e-30, -1e30, False),
+    (1e30, -1e30, False),
+    (1e30, 1e30, True),
+]
+TINY = [(1e-200, -1e-200, False), (-1e-310, 1e-310, False), (1e-310, 1e-310, True), (1e200, -1e200, False)]
+
+
+@pytest.mark.parametrize(
+    ("u", "x", "decays", "dtype"),
+    [(*case, dtype) for case in SIGNS for dtype in (torch.float32, torch.float64)]
+    + [(*case, torch.float64) for case in TINY]
+    + [
+        (1e-30, -1e-30, False, torch.bfloat16),
+        (0.0, -1e-30, True, torch.bfloat16),
+        (1e-4, -1e-4, False, torch.float16),
+    ],
+)
+def test_only_strictly_opposite_signs_are_left_alone(u, x, decays, dtype):
+    u_tensor, x_tensor = torch.tensor([u], dtype=dtype), torch.tensor([x], dtype=dtype)
+    assert agrees(u_tensor, x_tensor).tolist() == [decays]
+    assert MODES["cautious"](x_tensor, u_tensor, -u_tensor, (0, 1, 0)).tolist() == [decays]
+    assert MODES["opposite"](x_tensor, u_tensor, -u_tensor, (0, 1, 0)).tolist() == [not decays]
+    assert MODES["gradient"](x_tensor, -u_tensor, u_tensor, (0, 1, 0)).tolist() == [decays]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("u", "x", "after"),
+    [(0.0, 4.0, 3.0), (-0.0, -4.0, -3.0), (2.0, 4.0, 2.0), (2.0, -4.0, -5.0), (2.0, 0.0, -1.0), (0.0, 0.0, 0.0)],
+)
+def test_a_zero_update_decays_and_an_opposed_one_does_not(u, x, after, dtype):
+    assert one_step([u], [x], dtype=dtype).tolist() == [after]
+
+
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 2.0**-100), (torch.float64, 2.0**-600)])
+def test_coordinates_whose_product_underflows_do_not_decay(dtype, tiny):
+    u, x = torch.tensor([tiny, -tiny], dtype=dtype), torch.tensor([-tiny, tiny], dtype=dtype)
+    assert (u * x).tolist() == [0.0, 0.0]  # what a test of the product would see
+    assert one_step(u.tolist(), x.tolist(), dtype=dtype).tolist() == [-1.5 * tiny, 1.5 * tiny]
+
+
+@pytest.mark.parametrize(
+    ("u", "x", "decays"),
+    [
+        ([1e-30, 1e-30], [-1e-30, -2e-30], False),  # float32 products underflow to -0.0
+        ([1e-44], [-1e-44], False),
+        ([1e-30], [1e-30], True),
+        ([1e30, 1e30], [1e30, -2e30], False),  # float32 products overflow to inf - inf
+        ([1e30, 1e30], [2e30, -1e30], True),
+        ([1.0, 2.0**-30], [2.0**-30, -1.0], True),  # exactly orthogonal
+        ([4096.0, 1.0, -4096.0], [4096.0, -0.5, 4096.0], False),  # a float32 sum of 2**24 - 0.5 loses the half
+        ([0.0, 0.0], [-1.0, 2.0], True),
+    ],
+)
+def test_inner_product_decays_the_whole_tensor_by_the_sign_of_the_exact_sum(u, x, decays):
+    u, x = torch.tensor(u), torch.tensor(x)
+    assert bool(MODES["inner_product"](x, u, -u, (0, 1, 0))) is decays
+
+
+@each_elementwise_rule
+def test_a_parameter_without_gradient_signal_decays_under_every_mode_that_looks_at_signs(rule):
+    for mode in ("cautious", "gradient", "inner_product", "random", "scaled", "decoupled"):
+        p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.0]))
+        p.grad = torch.zeros(3)
+        make(rule, [p], mode, lr=0.5, weight_decay=0.5).step()
+        assert p.tolist() == [0.75, -1.5, 0.0], mode
+
+
+def mode_inputs(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, u, g on a coarse grid, so that zeros abound."""
+    return tuple((2 * normal(40, 25, seed=seed + i)).round() / 2 for i in range(3))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cautious_and_opposite_partition_the_coordinates(seed):
+    x, u, g = mode_inputs(seed)
+    cautious, opposite = (MODES[m](x, u, g, (0, 1, 0)) for m in ("cautious", "opposite"))
+    assert cautious.any()
+    assert opposite.any()
+    assert torch.equal(cautious, ~opposite)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scaled_has_the_mean_of_the_cautious_mask_everywhere(seed):
+    x, u, g = mode_inputs(seed)
+    ratio = MODES["scaled"](x, u, g, (0, 1, 0))
+    assert ratio.ndim == 0
+    assert ratio == MODES["cautious"](x, u, g, (0, 1, 0)).double().mean()
+    assert ratio == agreement_ratio(u, x)
+
+
+@each_rule
+def test_weight_decay_zero_makes_all_modes_one(rule):
+    def final(mode):
+        params = parameters(rule)
+        return train(make(rule, params, mode, weight_decay=0.0), params, range(1, 6))
+
+    for mode in MODES:
+        assert_close(final(mode), final("none"), **EXACT)
+
+
+def test_masks_of_momentum_and_gradient_differ_only_where_they_disagree_in_sign():
+    """|(1[m x >= 0] - 1[g x >= 0]) x| <= 1[m g <= 0] |x|: the paper's Appendix E."""
+    x, m, g = mode_inputs(11)
+    difference = (agrees(m, x).double() - agrees(g, x).double()).mul(x).abs()
+    assert (difference > 0).any()
+    assert (difference <= (m * g <= 0) * x.abs()).all()
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.95), (0.9, 0.999), (0.5, 0.5), (0.1, 0.9)])
+def test_adam_updates_are_bounded_by_c(betas):
+    """|mhat| / (sqrt(vhat) + eps) <= C = sqrt((1 - beta1) / (1 - beta2)), also for the worst gradients."""
+    (beta1, beta2), steps, largest = betas, 120, []
+    p = torch.nn.Parameter(torch.zeros(2, 500, dtype=torch.float64))
+    optimizer = AdamW([p], betas=betas, eps=1e-300)
+    optimizer.observer = lambda o: largest.append(o.u.abs().amax(1))
+    for step in range(steps):
+        heavy_tailed = normal(500, seed=2 * step) / normal(500, seed=2 * step + 1).abs()
+        p.grad = torch.stack([heavy_tailed, torch.full_like(heavy_tailed, (beta2 / beta1) ** step)])
+        optimizer.step()
+    assert torch.stack(largest).max() <= math.sqrt((1 - beta1) / (1 - beta2)) * (1 + 1e-12)
+    # what growing gradients reach, by Cauchy-Schwarz (but for (beta1**2 / beta2)**steps): the bound was put to the test
+    supremum = math.sqrt((1 - beta2**steps) / (1 - beta2) / (1 - beta1**2 / beta2)) * (1 - beta1) / (1 - beta1**steps)
+    assert abs(largest[-1][1] - supremum) <= 1e-8 * supremum
