@@ -13,6 +13,7 @@ from rich.table import Table
 from cwd.errors import UserError, nearest
 from cwd.runs import Record, all_records, read_metrics
 
+NUMBERS = ("lr", "lambda", "seed", "step", "loss", "accuracy")
 SHORT = {"optimizer": "optimizer.name", "decay": "decay.mode", "dataset": "dataset.name", "schedule": "schedule.name"}
 
 
@@ -68,15 +69,19 @@ def facts(record: Record) -> dict[str, Any]:
 
 
 def print_runs(records: Sequence[Record], console: Console) -> None:
-    """A line for each run."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "scale", "optimizer", "decay", "lr", "lambda", "seed", "state", "step", "loss", "accuracy"):
-        table.add_column(
-            name, justify="right" if name in ("lr", "lambda", "seed", "step", "loss", "accuracy") else "left"
-        )
-    for record, about in sorted(((record, facts(record)) for record in records), key=lambda pair: _order(pair[1])):
-        table.add_row(*_line(record, about))
-    console.print(table if records else "no runs")
+    """A line for each run. Laid out here, as a rich table of some thousand rows takes seconds."""
+    names = ("run", "scale", "optimizer", "decay", "lr", "lambda", "seed", "state", "step", "loss", "accuracy")
+    known = sorted(((record, facts(record)) for record in records), key=lambda pair: _order(pair[1]))
+    rows = [names, *(_line(record, about) for record, about in known)]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if name in NUMBERS else cell.ljust(width)
+            for name, cell, width in zip(names, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    console.print("\n".join(lines) if records else "no runs", markup=False, highlight=False, soft_wrap=True)
     damaged = [record.key for record in records if not record.config]
     if damaged:
         line = f"config.json is damaged, training the run again writes it anew: {', '.join(damaged)}"
