@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import logging
 import runpy
 import sys
@@ -17,6 +18,7 @@ import pytest
 from cwd.config import NOT_IDENTITY, Config
 from cwd.runs import Record
 from cwd.sweeps import compose_config
+from tests.data_helpers import TEXTS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -104,3 +106,12 @@ def changed(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 def identity_of(config: dict[str, Any]) -> dict[str, Any]:
     """What cwd.config.identity gives, of plain data."""
     return {name: value for name, value in config.items() if name not in NOT_IDENTITY}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder with one .jsonl file of 40 documents."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return folder

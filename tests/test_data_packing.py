@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -21,15 +20,6 @@ from cwd.data.corpora import divide
 from cwd.data.tokenizers import load_tokenizer, open_tokenizer, train_bpe
 from cwd.errors import UserError
 from tests.data_helpers import REPOSITORY, TEXTS, Memory, ready, ready_from, unicode_text
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A folder with one .jsonl file of 40 documents."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return folder
 
 
 @given(

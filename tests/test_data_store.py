@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -18,16 +17,7 @@ import pytest
 
 from cwd.data.corpora import Document, TextFiles
 from cwd.errors import UserError
-from tests.data_helpers import REPOSITORY, TEXTS, Memory, ready, ready_from
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """A folder with one .jsonl file of 40 documents."""
-    folder = tmp_path / "source"
-    folder.mkdir()
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return folder
+from tests.data_helpers import REPOSITORY, Memory, ready, ready_from
 
 
 def test_unchanged_sources_are_not_read_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
