@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RULES = ("adamw", "lion", "muon", "sgd")
-MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product", "opposite", "scaled")
+MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product", "opposite", "scaled", "spd")
 
 
 def number(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cwd.optim import MODES, RULES, SGD, AdamW, Lion, Muon, RuleOptimizer
+from cwd.optim.decay import Context
 
 CLASSES = {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD}
 HYPER = {
@@ -72,6 +73,11 @@ def one_step(u, x, mode: str = "cautious", dtype=torch.float32) -> torch.Tensor:
     p.grad = torch.tensor(u, dtype=dtype)
     SGD([p], lr=0.5, weight_decay=0.5, momentum=0.0, decay=mode).step()
     return p.detach()
+
+
+def factor_of(mode: str, x, u, g, words=(1, 0), lr: float = 1.0):
+    """M of a whole tensor."""
+    return MODES[mode](x, u, g, Context(lr, x.numel(), words))
 
 
 def numpy64(tensor: torch.Tensor) -> np.ndarray:
@@ -151,8 +157,8 @@ REFUSED = [
     *((Muon, {"ns_steps": v}, ["ns_steps=", f"{v}", "1 to 99"]) for v in (0, 100, -1, 2.5)),
     (Muon, {"ns_coefficients": (1.0, 2.0)}, ["ns_coefficients=(1.0, 2.0)", "three"]),
     (Muon, {"adjust_lr_fn": "rms"}, ["adjust_lr_fn='rms'", "match_rms_adamw", "original", "none"]),
-    *((Muon, {"params": [tensor(*s)]}, ["rule=muon", "matrices", str(s)]) for s in ((), (3,), (2, 3, 4))),
-    *((cls, {"params": [tensor(2, 2, dtype=torch.complex64)]}, ["complex64", "real"]) for cls in CLASSES.values()),
+    *((Muon, {"params": [tensor(*s)]}, ["rule=muon", "matrices", str(s)]) for s in ((), (3,), (2, 3, 4, 5))),
+    (Muon, {"params": [tensor(2, 2, dtype=torch.complex64)]}, ["rule=muon", "real", "complex64"]),
     *((cls, {"params": [tensor(2, 2, dtype=torch.int64)]}, ["int64", "floating"]) for cls in CLASSES.values()),
     (AdamW, {"params": [{"params": [tensor(3)], "rule": "adam"}]}, ["rule='adam'", *RULES]),
     (AdamW, {"params": [{"params": [tensor(3)], "rule": "muon"}]}, ["rule=muon", "(3,)"]),

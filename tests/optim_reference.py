@@ -83,8 +83,17 @@ def factor(mode, x, u, g, draws=None):
     return math.fsum(np.ravel(u * x)) >= 0
 
 
+def spd_share(x, after, g):
+    """Selective Projection Decay (arXiv 2411.01713, Algorithm 1), anchor 0: the share of the new radius that goes."""
+    new, old = (math.sqrt(math.fsum(np.ravel(v) ** 2)) for v in (after, x))
+    return max(0.0, new - old) / new if math.fsum(np.ravel(g * x)) > 0 else 0.0
+
+
 def step(rule, mode, x, g, state, *, lr, weight_decay, hyper, draws=None):
     """Algorithm 1: x_{t+1} = x_t - lr (u_t + lambda M(u_t, x_t, g_t) x_t). Returns x_{t+1}, u_t and M."""
     u = RULES[rule](g, state, **hyper)
+    if mode == "spd":
+        after, share = x - lr * u, spd_share(x, x - lr * u, g)
+        return after - weight_decay * share * after, u, share
     m = factor(mode, x, u, g, draws)
     return x - lr * (u + weight_decay * (m * x)), u, m

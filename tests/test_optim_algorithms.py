@@ -10,8 +10,9 @@ import torch
 from torch.testing import assert_close
 
 from cwd.optim import MODES, AdamW, Muon, Observation
-from cwd.optim.decay import agreement_ratio, agrees, uniform, words_of
+from cwd.optim.decay import agreement_ratio, agrees
 from cwd.optim.directions import orthogonalize
+from cwd.optim.draws import uniform, words_of
 from tests import optim_reference as reference
 from tests.optim_helpers import (
     DOUBLE,
@@ -22,6 +23,7 @@ from tests.optim_helpers import (
     each_elementwise_rule,
     each_mode,
     each_rule,
+    factor_of,
     gradient_of,
     make,
     normal,
@@ -125,7 +127,15 @@ def test_each_float32_step_is_the_float64_step_to_rounding_with_the_same_mask(ru
             settings = {"lr": lr, "weight_decay": weight_decay, "hyper": HYPER[rule]}
             draws = uniform(p.shape, key).numpy()
             expected, u, factor = reference.step(rule, mode, x, g, state, **settings, draws=draws)
-            factor32 = MODES[mode](x32, u32, g32, words_of(key))
+            factor32 = factor_of(mode, x32, u32, g32, words_of(key), lr)
+            if (
+                mode == "spd"
+            ):  # a number: of its own error, that of u and a few roundings, taken lambda |x - lr u| times
+                after = x - lr * u
+                share = 8 + 2 * lr * np.linalg.norm(update_error(rule, g, before, u)) / np.linalg.norm(after)
+                drift = lr * (update_error(rule, g, before, u) + 3 * np.abs(u)) + weight_decay * share * np.abs(after)
+                assert np.all(np.abs(numpy64(p) - expected) <= UNIT * (np.abs(expected) + np.abs(x) + drift))
+                continue
             assert np.all(np.asarray(factor32) == np.asarray(factor, np.float32).astype(np.asarray(factor32).dtype))
             # then: lambda, its product, the ratio, the sum, lr and its product, and the difference
             drift = lr * (update_error(rule, g, before, u) + 3 * np.abs(u) + 6 * weight_decay * np.abs(x))
@@ -206,9 +216,9 @@ TINY = [(1e-200, -1e-200, False), (-1e-310, 1e-310, False), (1e-310, 1e-310, Tru
 def test_only_strictly_opposite_signs_are_left_alone(u, x, decays, dtype):
     u_tensor, x_tensor = torch.tensor([u], dtype=dtype), torch.tensor([x], dtype=dtype)
     assert agrees(u_tensor, x_tensor).tolist() == [decays]
-    assert MODES["cautious"](x_tensor, u_tensor, -u_tensor, (0, 1, 0)).tolist() == [decays]
-    assert MODES["opposite"](x_tensor, u_tensor, -u_tensor, (0, 1, 0)).tolist() == [not decays]
-    assert MODES["gradient"](x_tensor, -u_tensor, u_tensor, (0, 1, 0)).tolist() == [decays]
+    assert factor_of("cautious", x_tensor, u_tensor, -u_tensor).tolist() == [decays]
+    assert factor_of("opposite", x_tensor, u_tensor, -u_tensor).tolist() == [not decays]
+    assert factor_of("gradient", x_tensor, -u_tensor, u_tensor).tolist() == [decays]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -242,7 +252,7 @@ def test_coordinates_whose_product_underflows_do_not_decay(dtype, tiny):
 )
 def test_inner_product_decays_the_whole_tensor_by_the_sign_of_the_exact_sum(u, x, decays):
     u, x = torch.tensor(u), torch.tensor(x)
-    assert bool(MODES["inner_product"](x, u, -u, (0, 1, 0))) is decays
+    assert bool(factor_of("inner_product", x, u, -u)) is decays
 
 
 @each_elementwise_rule
@@ -262,7 +272,7 @@ def mode_inputs(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("seed", range(3))
 def test_cautious_and_opposite_partition_the_coordinates(seed):
     x, u, g = mode_inputs(seed)
-    cautious, opposite = (MODES[m](x, u, g, (0, 1, 0)) for m in ("cautious", "opposite"))
+    cautious, opposite = (factor_of(m, x, u, g) for m in ("cautious", "opposite"))
     assert cautious.any()
     assert opposite.any()
     assert torch.equal(cautious, ~opposite)
@@ -271,9 +281,9 @@ def test_cautious_and_opposite_partition_the_coordinates(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_scaled_has_the_mean_of_the_cautious_mask_everywhere(seed):
     x, u, g = mode_inputs(seed)
-    ratio = MODES["scaled"](x, u, g, (0, 1, 0))
+    ratio = factor_of("scaled", x, u, g)
     assert ratio.ndim == 0
-    assert ratio == MODES["cautious"](x, u, g, (0, 1, 0)).double().mean()
+    assert ratio == factor_of("cautious", x, u, g).double().mean()
     assert ratio == agreement_ratio(u, x)
 
 

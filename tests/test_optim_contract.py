@@ -120,8 +120,8 @@ def test_memory_layout_does_not_change_the_step(rule, mode, layout):
         strided.grad = LAYOUTS[layout](plain.grad)
         left.step()
         right.step()
-    # Muon's matrix products may sum in another order
-    assert_close(strided.detach(), plain.detach(), **(DOUBLE if rule == "muon" else EXACT))
+    # Muon's matrix products, and norms, may sum in another order
+    assert_close(strided.detach(), plain.detach(), **(DOUBLE if rule == "muon" or mode == "spd" else EXACT))
 
 
 def test_sparse_gradients_are_refused_by_name():

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cwd.optim import MODES, SGD
-from cwd.optim.decay import uniform
+from cwd.optim import SGD
+from cwd.optim.draws import uniform
 from tests.optim_helpers import (
     EXACT,
+    factor_of,
     values,
 )
 
@@ -22,7 +23,7 @@ def test_random_mask_has_the_cautious_rate(opposed):
     x = torch.ones(n)
     u = torch.where(torch.arange(n) < opposed * n, -1.0, 1.0)
     rate = 1 - opposed
-    decayed = MODES["random"](x, u, u, (3, 1, 0))
+    decayed = factor_of("random", x, u, u, (3, 1))
     assert decayed.dtype == torch.bool
     assert abs(decayed.double().mean() - rate) <= 4 * math.sqrt(rate * (1 - rate) / n)  # exact at 0 and 1
     if 0 < rate < 1:  # and it does not follow the signs: the rate is the same in both halves

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cwd.optim import engine
+from cwd.optim import engine, update
 from cwd.runs import all_records, read_metrics
 from cwd.runs import record as record_module
 from cwd.training import checkpoint, tasks, trainer
@@ -52,7 +52,7 @@ def half_written(state, path) -> None:
 
 
 def die_before_the_first_tensor_is_written() -> None:
-    engine.RuleOptimizer._apply = on_call(1, engine.RuleOptimizer._apply, die, after=True)
+    update.direction = on_call(1, update.direction, die, after=True)
 
 
 REAL_SAVE = torch.save

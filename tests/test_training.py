@@ -24,7 +24,6 @@ from cwd.training import tracker, trainer
 from cwd.training.schedule import lr_factor
 from cwd.training.sources import load_tokens
 from cwd.training.tasks import LanguageTask
-from cwd.training.telemetry import Telemetry
 from tests.training_helpers import outcome, smoke_config, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,10 +202,9 @@ def test_telemetry_is_what_a_direct_computation_gives(tmp_path):
     parameters = [("a", torch.nn.Parameter(x.clone())), ("b", torch.nn.Parameter(vector.clone()))]
     parameters[0][1].grad, parameters[1][1].grad = g.clone(), vector_g.clone()
     optimizer = RuleOptimizer(parameters, {"rule": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.1})
-    telemetry = Telemetry()
-    optimizer.observer = telemetry.collect
+    optimizer.measure = True
     optimizer.step()
-    measured = telemetry.take()
+    measured = optimizer.take_measures()
     product = x * g  # with momentum 0, u is the gradient
     assert measured["tensors"]["a"]["mask_ratio"] == pytest.approx((product >= 0).float().mean().item())
     assert measured["tensors"]["a"]["strict_ratio"] == pytest.approx((product > 0).float().mean().item())

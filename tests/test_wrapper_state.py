@@ -15,7 +15,6 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing import assert_close
 
 from cwd.optim import MODES, AdamW
-from cwd.optim.decay import PER_TENSOR
 from cwd.optim.wrapper import CautiousWeightDecay
 from tests.wrapper_helpers import (
     BETAS,
@@ -106,7 +105,7 @@ def one_process(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in PER_TENSOR])
+@pytest.mark.parametrize("mode", [name for name, mode in MODES.items() if mode.sums is None])
 def test_sharded_parameters_train_as_whole_ones(mode, one_process):
     results = []
     for sharded in (False, True):

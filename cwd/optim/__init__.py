@@ -8,6 +8,7 @@ from cwd.optim.directions import RULES
 from cwd.optim.engine import Observation, RuleOptimizer
 from cwd.optim.groups import GroupPattern, assign_groups, describe_groups
 from cwd.optim.optimizers import SGD, AdamW, Lion, Muon
+from cwd.optim.options import Options
 from cwd.optim.wrapper import CautiousWeightDecay
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Lion",
     "Muon",
     "Observation",
+    "Options",
     "RuleOptimizer",
     "assign_groups",
     "describe_groups",

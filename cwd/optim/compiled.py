@@ -2,7 +2,10 @@
 
 A graph takes CHUNK tensors of any sizes, laid flat, or one; so a model of hundreds of tensors costs two compilations
 for each rule and mode, and very large generated kernels, which can crash a compiler, do not arise. What changes from
-step to step (rates, lambda, bias corrections) goes in as a tensor: nothing recompiles when a schedule moves.
+step to step (rates, lambda, bias corrections) goes in as a tensor: nothing is compiled again when a schedule moves.
+
+The function is traced with symbolic sizes and handed to inductor, torch.compile's compiler. torch.compile's own door is
+not used: its guards take 40 microseconds a call, five times what the call itself does, and check what is known here.
 """
 
 from __future__ import annotations
@@ -10,34 +13,57 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.fx.experimental._config as symbolic_shapes
 from torch import Tensor
 
-from cwd.optim.decay import words_of
 from cwd.optim.directions import RULES
-from cwd.optim.update import Member, update
+from cwd.optim.draws import words_of
+from cwd.optim.slots import Slot
+from cwd.optim.update import Now, Part, Whole, advance
 
 CHUNK = 10
 PAYS_FROM = 2**22  # elements; below, the seconds of compiling are more than most runs win
+compilations = 0  # since the start of the process
 
 
-def can_compile(one: Member) -> bool:
-    """Whether the tensor can go into a graph: elementwise rule, more than one element, plain and contiguous."""
-    plain = type(one.p) in (Tensor, torch.nn.Parameter) and one.p.is_contiguous() and one.g.is_contiguous()
-    return plain and one.p.numel() > 1 and not RULES[one.group["rule"]].matrices_only
+class Layout(NamedTuple):
+    """What a compiled function depends on: everything but sizes, addresses and the numbers of the step."""
+
+    group: tuple[tuple[str, Any], ...]  # the settings of the group that are not among those numbers
+    buffers: tuple[str, ...]
+    scalars: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]  # of parameter, gradient, buffers and anchor, if it is a tensor
+    dtype: torch.dtype  # of the computation
+    device: torch.device
+    anchor: float | str | None  # "tensor": one for each parameter
+    draws: bool
+    measured: bool
+    tensors: int
 
 
-def compiling_pays(members: list[Member]) -> bool:
+def can_compile(slot: Slot) -> bool:
+    """Whether the tensor can go into a graph: elementwise rule, contiguous, more than one element, 32-bit indices, and
+    no sums over several devices.
+    """
+    many = 1 < slot.x.numel() < 2**31
+    return (
+        many
+        and slot.plain
+        and not RULES[slot.group["rule"]].matrices_only
+        and slot.total is None
+        and (isinstance(slot.elements, int) or not slot.draws)
+    )
+
+
+def compiling_pays(slots: Sequence[Slot]) -> bool:
     """The measured rule: there is a compiler, and at least PAYS_FROM elements (scripts/benchmark.py optimizers)."""
-    if sum(one.p.numel() for one in members) < PAYS_FROM:
+    if sum(slot.x.numel() for slot in slots) < PAYS_FROM:
         return False
-    return all(_has_compiler(kind) for kind in {one.p.device.type for one in members})
+    return all(_has_compiler(kind) for kind in {slot.x.device.type for slot in slots})
 
 
 @cache
@@ -47,64 +73,126 @@ def _has_compiler(device: str) -> bool:
     return device == "cuda" and importlib.util.find_spec("triton") is not None
 
 
-def step_compiled(members: list[Member], seed: int) -> None:
-    """Steps `members`: all of one group, dtype, device and step number, accepted by :func:`can_compile`."""
-    first = members[0]
-    group, rule = first.group, RULES[first.group["rule"]]
-    scalars = rule.scalars(first.step, group)
-    values = torch.tensor([group["lr"], group["weight_decay"], *scalars.values()], dtype=first.dtype)
-    hyper = tuple((name, group[name]) for name in rule.defaults)
-    function = _compiled(group["rule"], group["decay"], group["maximize"], hyper, tuple(scalars), first.dtype)
-    for chunk in _chunks(members):
-        words = _words(chunk, seed)
-        tensors = [[_flat(one.p) for one in chunk], [_flat(one.g) for one in chunk]]
-        state = {name: [_flat(one.state[name]) for one in chunk] for name in rule.buffers}
-        # Equal sizes in one chunk must not become a demand on the next.
-        with symbolic_shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-            function(*tensors, state, values.to(first.p.device), words.to(first.p.device))
-        torch.autograd.graph.increment_version([one.p for one in chunk])
+class Chunk:
+    """CHUNK tensors of one group, dtype, device and step number, or one, accepted by :func:`can_compile`."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.slots, first = slots, slots[0]
+        self.params = [slot.p for slot in slots]
+        anchored = isinstance(first.anchor, Tensor)
+        stored = [[slot.x, *slot.buffers.values(), *([slot.anchor] if anchored else [])] for slot in slots]
+        self.tensors = [[tensor.view(-1) for tensor in tensors] for tensors in stored]  # type: ignore[union-attr]
+        self._functions: dict[tuple[torch.dtype, bool], Callable[[list[Tensor]], Sequence[Tensor]]] = {}
+
+    def step(self, gs: Sequence[Tensor], values: Tensor, seed: int, step: int, *, measured: bool) -> list[Tensor]:
+        """Steps the tensors, given their contiguous gradients and :func:`values_of` the step; returns the sums of their
+        measures if `measured`.
+        """
+        first, key = self.slots[0], (gs[0].dtype, measured)
+        if key not in self._functions:
+            self._functions[key] = _compiled(_layout(first, gs[0].dtype, len(self.slots), measured))
+        arguments = [values]
+        if first.draws:
+            arguments.append(_words(self.slots, seed, step).to(first.x.device))
+        for (x, *others), g in zip(self.tensors, gs, strict=True):
+            arguments += x, g.view(-1), *others
+        found = self._functions[key](arguments)
+        torch.autograd.graph.increment_version(self.params)
+        return list(found)
+
+
+def values_of(now: Now, slot: Slot) -> Tensor:
+    """The numbers of the step as a graph takes them: lr, weight decay, the rule's scalars."""
+    return torch.tensor([now.lr, now.weight_decay, *now.scalars.values()], dtype=slot.dtype).to(slot.x.device)
+
+
+def chunks(slots: Sequence[Slot]) -> Iterator[Chunk]:
+    """Whole chunks, and the rest one by one."""
+    whole = len(slots) - len(slots) % CHUNK
+    for i in range(0, whole, CHUNK):
+        yield Chunk(slots[i : i + CHUNK])
+    for slot in slots[whole:]:
+        yield Chunk([slot])
+
+
+def fixed_settings(group: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The settings of a group that a graph has in it."""
+    names = ("rule", "decay", "maximize", "stochastic_rounding", *RULES[group["rule"]].defaults)
+    return tuple((name, group[name]) for name in names)
+
+
+def _layout(slot: Slot, g: torch.dtype, count: int, measured: bool) -> Layout:
+    tensors = [slot.anchor] if isinstance(slot.anchor, Tensor) else []
+    dtypes = (slot.x.dtype, g, *(buffer.dtype for buffer in slot.buffers.values()), *(t.dtype for t in tensors))
+    anchor = "tensor" if isinstance(slot.anchor, Tensor) else slot.anchor
+    group = fixed_settings(slot.group)
+    place = (slot.dtype, slot.x.device, anchor, slot.draws)
+    scalars = tuple(RULES[slot.group["rule"]].scalars(1.0, slot.group))
+    return Layout(group, slot.names, scalars, dtypes, *place, measured, count)
+
+
+def _words(slots: Sequence[Slot], seed: int, step: int) -> Tensor:
+    """(tensors, drawn things, 3) int64: two words, and the number of the first element."""
+    return torch.tensor([[[*words_of(key), slot.elements] for key in slot.keys(seed, step)] for slot in slots])
 
 
 @cache
-def _compiled(
-    rule: str,
-    mode: str,
-    maximize: bool,
-    hyper: tuple[tuple[str, Any], ...],
-    scalars: tuple[str, ...],
-    dtype: torch.dtype,
-) -> Callable[..., None]:
-    group = {"rule": rule, "decay": mode, "maximize": maximize, **dict(hyper)}
+def _compiled(layout: Layout) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    width = len(layout.dtypes)
 
-    def _step(
-        ps: list[Tensor], gs: list[Tensor], state: dict[str, list[Tensor]], values: Tensor, words: Tensor
-    ) -> None:
-        named = {name: values[2 + i] for i, name in enumerate(scalars)}
-        for i, (p, g) in enumerate(zip(ps, gs, strict=True)):
-            own = {name: buffers[i] for name, buffers in state.items()}
-            after, _, _ = update(p.to(dtype), g.to(dtype), own, named, values[0], values[1], words[i], group)
-            p.copy_(after)
+    def run(arguments: list[Tensor]) -> list[Tensor]:
+        values = arguments[0]
+        words = arguments[1] if layout.draws else None
+        tensors = arguments[1 + layout.draws :]
+        now = Now(values[0], values[1], {name: values[2 + i] for i, name in enumerate(layout.scalars)})
+        found = []
+        for i in range(layout.tensors):
+            own = tensors[i * width : (i + 1) * width]
+            found.append(_step_one(own, layout, None if words is None else words[i], now))
+        return [one for one in found if one is not None]
 
-    # A code object of its own: torch counts recompilations by code object, and closures of one function share theirs.
-    code = _step.__code__.replace(co_name=f"{rule}_{mode}")
-    return torch.compile(types.FunctionType(code, globals(), closure=_step.__closure__), fullgraph=True, dynamic=True)
+    return _compile(run, _examples(layout))
 
 
-def _words(chunk: list[Member], seed: int) -> Tensor:
-    """(len(chunk), 2) int64; zeros for the modes that draw nothing."""
-    if chunk[0].group["decay"] != "random":
-        return torch.zeros((len(chunk), 2), dtype=torch.int64)
-    return torch.tensor([words_of((seed, int(one.step), one.number)) for one in chunk])
+def _step_one(own: Sequence[Tensor], layout: Layout, words: Tensor | None, now: Now) -> Tensor | None:
+    p, g, *buffers = own
+    anchor = buffers.pop() if layout.anchor == "tensor" else layout.anchor
+    assert not isinstance(anchor, str)
+    first: int | Tensor = 0 if words is None else words[0, 2]
+    part = Part(p, g, dict(zip(layout.buffers, buffers, strict=True)), anchor, first)
+    whole = Whole(dict(layout.group), layout.dtype, p.shape[0], words)
+    return advance([part], whole, now, measured=layout.measured)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """The same memory as a vector. Not a view: torch.compile would look at what is viewed, and recompile for it."""
-    return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), (tensor.numel(),), (1,))
+def _examples(layout: Layout) -> list[Tensor]:
+    """Arguments of sizes that all differ, so that none is taken for another."""
+    made = [torch.ones(2 + len(layout.scalars), dtype=layout.dtype, device=layout.device)]
+    if layout.draws:
+        shape = (layout.tensors, 2 + len(layout.buffers), 3)
+        made.append(torch.ones(shape, dtype=torch.int64, device=layout.device))
+    for i in range(layout.tensors):
+        made += [torch.ones(100 + i, dtype=dtype, device=layout.device) for dtype in layout.dtypes]
+    return made
 
 
-def _chunks(members: list[Member]) -> Iterator[list[Member]]:
-    whole = len(members) - len(members) % CHUNK
-    for i in range(0, whole, CHUNK):
-        yield members[i : i + CHUNK]
-    for one in members[whole:]:
-        yield [one]
+def _compile(function: Callable[..., Any], examples: list[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """Inductor's function for `function`, which takes a list of tensors and empties it."""
+    global compilations
+    import torch.fx.experimental._config as symbolic_shapes
+    from torch._guards import TracingContext, detect_fake_mode, tracing
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    compilations += 1
+    made: list[Callable[[list[Tensor]], Sequence[Tensor]]] = []
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        made.append(compile_fx_inner(*args, **kwargs))
+        return made[-1]
+
+    with torch.no_grad(), symbolic_shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+        graph = make_fx(function, tracing_mode="symbolic")(examples)
+        inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+        with tracing(TracingContext(detect_fake_mode(inputs))):
+            compile_fx(graph, inputs, inner_compile=keep)
+    return made[0]

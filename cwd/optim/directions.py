@@ -33,14 +33,16 @@ def adamw(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
     m, v = state["exp_avg"], state["exp_avg_sq"]
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    denominator = v.sqrt().div_(scalars["root_bias2"]).add_(hyper["eps"])
-    return (m / scalars["bias1"]).div_(denominator)
+    return m / v.sqrt().mul_(scalars["scale"]).add_(scalars["floor"])
 
 
 def adamw_scalars(step: float, hyper: Hyper) -> dict[str, float]:
-    """The bias corrections of update number `step`, from 1: 1 - beta1^step and sqrt(1 - beta2^step)."""
+    """The bias corrections of update number `step`, from 1, drawn together so that u takes one division: with c1 =
+    1 - beta1^step and c2 = 1 - beta2^step, (m / c1) / (sqrt(v / c2) + eps) = m / (scale * sqrt(v) + floor).
+    """
     beta1, beta2 = hyper["betas"]
-    return {"bias1": 1 - beta1**step, "root_bias2": math.sqrt(1 - beta2**step)}
+    c1, c2 = 1 - beta1**step, 1 - beta2**step
+    return {"scale": c1 / math.sqrt(c2), "floor": c1 * hyper["eps"]}
 
 
 def lion(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from cwd.optim.engine import RuleOptimizer
+from cwd.optim.options import Options
 
 
 class AdamW(RuleOptimizer):
@@ -18,10 +19,8 @@ class AdamW(RuleOptimizer):
         betas: (beta1, beta2), each in [0, 1). The paper's choice is the default.
         eps: added to the root of the second moment.
         weight_decay: lambda; the decay of a step is lr * lambda * x.
-        decay: a mode's name: none, decoupled, cautious, random, gradient, inner_product, opposite, scaled.
-        maximize: ascend instead of descend.
-        seed: of the random mode.
-        compile: compile the step: True, False, or None, which does so from four million elements on.
+        decay: a mode's name: none, decoupled, cautious, random, gradient, inner_product, opposite, scaled, spd.
+        options: see :class:`cwd.optim.Options`.
 
     Raises:
         ValueError: a value out of range, an unknown mode.
@@ -35,13 +34,10 @@ class AdamW(RuleOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         decay: str = "cautious",
-        *,
-        maximize: bool = False,
-        seed: int = 0,
-        compile: bool | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        defaults = {"rule": "adamw", "lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed, compile=compile)
+        hyper = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "decay": decay}
+        _initialize(self, "adamw", params, hyper, options)
 
 
 class Lion(RuleOptimizer):
@@ -57,13 +53,10 @@ class Lion(RuleOptimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 1.0,
         decay: str = "cautious",
-        *,
-        maximize: bool = False,
-        seed: int = 0,
-        compile: bool | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        defaults = {"rule": "lion", "lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "decay": decay, "maximize": maximize}, seed=seed, compile=compile)
+        hyper = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay, "decay": decay}
+        _initialize(self, "lion", params, hyper, options)
 
 
 class Muon(RuleOptimizer):
@@ -72,7 +65,7 @@ class Muon(RuleOptimizer):
     Args:
         params: matrices, or groups. A group ``{"params": ..., "rule": "adamw"}`` goes to AdamW, with its own betas and
             eps.
-        lr, weight_decay, decay, maximize, seed, compile: as for :class:`AdamW`.
+        lr, weight_decay, decay, options: as for :class:`AdamW`.
         momentum: in [0, 1).
         nesterov: orthogonalise the look-ahead momentum.
         ns_steps, ns_coefficients: Newton-Schulz iterations and their quintic's (a, b, c).
@@ -99,14 +92,11 @@ class Muon(RuleOptimizer):
         ns_dtype: torch.dtype | None = None,
         adjust_lr_fn: str = "match_rms_adamw",
         eps: float = 1e-7,
-        maximize: bool = False,
-        seed: int = 0,
-        compile: bool | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        defaults = {"rule": "muon", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
+        hyper = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay, "nesterov": nesterov}
         iteration = {"ns_steps": ns_steps, "ns_coefficients": tuple(ns_coefficients), "ns_dtype": ns_dtype, "eps": eps}
-        shape = {"nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn, "maximize": maximize}
-        super().__init__(params, {**defaults, **iteration, **shape}, seed=seed, compile=compile)
+        _initialize(self, "muon", params, {**hyper, **iteration, "adjust_lr_fn": adjust_lr_fn}, options)
 
 
 class SGD(RuleOptimizer):
@@ -129,10 +119,17 @@ class SGD(RuleOptimizer):
         *,
         dampening: float | None = None,
         nesterov: bool = False,
-        maximize: bool = False,
-        seed: int = 0,
-        compile: bool | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        defaults = {"rule": "sgd", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
-        shape = {"dampening": dampening, "nesterov": nesterov, "maximize": maximize}
-        super().__init__(params, {**defaults, **shape}, seed=seed, compile=compile)
+        hyper = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
+        _initialize(self, "sgd", params, {**hyper, "dampening": dampening, "nesterov": nesterov}, options)
+
+
+def _initialize(optimizer: RuleOptimizer, rule: str, params: Any, hyper: dict[str, Any], options: Options) -> None:
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    if unknown:
+        allowed = ", ".join(Options.__annotations__)
+        raise TypeError(f"{type(optimizer).__name__}: unexpected argument {unknown[0]!r}; options are {allowed}")
+    shared: dict[str, Any] = dict(options)
+    own = {name: shared.pop(name) for name in ("seed", "compile", "flat") if name in shared}
+    RuleOptimizer.__init__(optimizer, params, {"rule": rule, **hyper, **shared}, **own)

@@ -1,55 +1,133 @@
-"""The equation that joins a rule and a mode: x <- x - lr * (u + weight_decay * M(u, x, g) * x). Every path runs it."""
+"""The equation that joins a rule and a mode: x <- x - lr * (u + weight_decay * M(u, x - a, g) * (x - a)).
+
+Every path runs it: eager on parts of a tensor, on many small tensors laid end to end, and compiled.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from cwd.optim.decay import MODES, Words
-from cwd.optim.directions import RULES, Hyper, Scalars, State
+from cwd.optim.decay import MODES, Context
+from cwd.optim.directions import RULES, Hyper, Scalars
+from cwd.optim.draws import Elements, Words, round_stochastically
+from cwd.optim.measures import measure
+
+Anchor = Tensor | float | None
+Total = Callable[[Tensor], Tensor]
 
 
-class Member(NamedTuple):
-    """A parameter that is to be stepped now."""
+class Now(NamedTuple):
+    """The numbers of one step of a group: Python's, or 0-D tensors in a graph."""
 
-    number: int  # among all parameters of the optimizer
-    name: str
+    lr: float | Tensor
+    weight_decay: float | Tensor
+    scalars: Scalars
+
+
+class Part(NamedTuple):
+    """A tensor, or a part of it: parameter, gradient and state as they are stored, all of one shape."""
+
     p: Tensor
     g: Tensor
-    state: State
+    buffers: dict[str, Tensor]
+    anchor: Anchor
+    elements: Elements  # where in the tensor the part begins
+
+
+class Whole(NamedTuple):
+    """What the parts of a tensor share."""
+
     group: Hyper
-    step: float  # number of this update, from 1
     dtype: torch.dtype  # of the computation
+    size: int | Tensor  # elements of the whole tensor
+    words: Sequence[Words] | Tensor | None  # for the mode, the parameter, and each buffer; none where nothing is drawn
+    total: Total | None = None  # adds sums up over the devices that share the tensor
 
 
-def update(
-    x: Tensor,
-    g: Tensor,
-    state: State,
-    scalars: Scalars,
-    lr: float | Tensor,
-    weight_decay: float | Tensor,
-    words: Words,
-    group: Hyper,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One tensor's step, out of place but for `state`.
-
-    Args:
-        x, g: parameter and gradient, of one shape and floating dtype.
-        state: the rule's buffers, same shape; updated.
-        scalars: the rule's numbers for this step; `lr`, `weight_decay` likewise numbers or 0-D tensors.
-        words: seed of the modes that draw.
-        group: the names of rule and mode, ``maximize``, and the rule's hyperparameters.
+def advance(parts: Sequence[Part], whole: Whole, now: Now, *, measured: bool = False) -> Tensor | None:
+    """Steps one tensor, given in parts, and its state in place. Temporaries are a part's, and u where the mode looks at
+    the tensor as a whole.
 
     Returns:
-        x after the step, u, and g as the rule saw it.
+        The sums of :func:`cwd.optim.measures.measure` if `measured`.
     """
+    mode = MODES[whole.group["decay"]]
+    if mode.sums is None:
+        found = [_finish(part, *direction(part, whole, now), whole, now, None, measured) for part in parts]
+    else:
+        found = finish(parts, [direction(part, whole, now) for part in parts], whole, now, measured=measured)
+    return torch.stack(found).sum(0) if measured else None
+
+
+def direction(part: Part, whole: Whole, now: Now) -> tuple[Tensor, Tensor]:
+    """u, and g as the rule saw it, in the dtype of the computation. Updates the state."""
+    group, dtype = whole.group, whole.dtype
+    g = part.g.to(dtype)
     if group["maximize"]:
         g = -g
-    u = RULES[group["rule"]].direction(g, state, scalars, group)
-    factor = MODES[group["decay"]](x, u, g, words)
+    state = {name: buffer.to(dtype) for name, buffer in part.buffers.items()}
+    u = RULES[group["rule"]].direction(g, state, now.scalars, group)
+    for i, (name, buffer) in enumerate(part.buffers.items()):
+        _store(buffer, state[name], part, whole, 2 + i)
+    return u, g
+
+
+def finish(
+    parts: Sequence[Part],
+    directions: Sequence[tuple[Tensor, Tensor]],
+    whole: Whole,
+    now: Now,
+    *,
+    measured: bool = False,
+) -> list[Tensor]:
+    """The decay and the step of a tensor's parts, whose (u, g) are known; returns what was measured of each."""
+    mode, sums = MODES[whole.group["decay"]], None
+    if mode.sums is not None:
+        seen = [
+            mode.sums(_less_anchor(part.p.to(whole.dtype), part.anchor), u, g, _context(part, whole, now, None))
+            for part, (u, g) in zip(parts, directions, strict=True)
+        ]
+        sums = seen[0] if len(seen) == 1 else torch.stack(seen).sum(0)
+        sums = whole.total(sums) if whole.total is not None else sums
+    return [_finish(part, u, g, whole, now, sums, measured) for part, (u, g) in zip(parts, directions, strict=True)]
+
+
+def _finish(part: Part, u: Tensor, g: Tensor, whole: Whole, now: Now, sums: Tensor | None, measured: bool) -> Tensor:
+    mode = MODES[whole.group["decay"]]
+    x = part.p.to(whole.dtype)
+    y = _less_anchor(x, part.anchor)
+    factor = mode.factor(y, u, g, _context(part, whole, now, sums))
     if isinstance(factor, float) and factor == 0:  # no decay: not 0 * x, which is no number for an infinite x
-        return x - lr * u, u, g
-    return x - lr * (u + weight_decay * (factor * x)), u, g
+        decay, after = torch.zeros((), dtype=x.dtype, device=x.device), x - now.lr * u
+    elif mode.projects:
+        after = x - now.lr * u
+        decay = now.weight_decay * (factor * _less_anchor(after, part.anchor))
+        after = after - decay
+    else:
+        decay = now.weight_decay * (factor * y)
+        after = x - now.lr * (u + decay)
+    found = measure(x, y, u, g, decay / (now.lr + (now.lr == 0)) if mode.projects else decay) if measured else u
+    _store(part.p, after, part, whole, 1)
+    return found
+
+
+def _store(target: Tensor, value: Tensor, part: Part, whole: Whole, number: int) -> None:
+    if value is target:  # the rule worked on it in place
+        return
+    if whole.group["stochastic_rounding"] and target.dtype == torch.bfloat16:
+        assert whole.words is not None
+        value = round_stochastically(value, whole.words[number], part.elements)
+    target.copy_(value)
+
+
+def _less_anchor(x: Tensor, anchor: Anchor) -> Tensor:
+    return x if anchor is None else x - anchor
+
+
+def _context(part: Part, whole: Whole, now: Now, sums: Tensor | None) -> Context:
+    words: Words = (0, 0) if whole.words is None else whole.words[0]
+    return Context(now.lr, whole.size, words, part.elements, sums)

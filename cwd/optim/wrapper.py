@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cwd.optim.decay import MODES, PER_TENSOR, words_of
+from cwd.optim.decay import MODES, Context
+from cwd.optim.draws import Elements, words_of
+from cwd.optim.slots import local, shares_of
 
 OWN_DECAY = ("weight_decay", "weight_decay_rate", "wd", "lambd")  # group keys of decay; lambd is torch.optim.ASGD's
 PIECE = 2**17  # elements computed together on a CPU: temporaries stay in the cache
@@ -45,8 +48,7 @@ class CautiousWeightDecay(torch.optim.Optimizer):
     which travel in the state dict. A group may bring the first two, to the inner constructor or add_param_group, and
     they may change between steps. A state dict of the bare optimizer loads, and leaves these as they are.
 
-    Memory: one copy of the parameters that decay, kept between steps; temporaries of a piece of a tensor, or of one
-    tensor for modes that look at it as a whole.
+    Memory: one copy of the parameters that decay, kept between steps; temporaries of a piece of a tensor.
 
     **One limitation: an update below half a unit in the last place of x (bfloat16: any below x / 512) leaves no trace,
     reads as u = 0, and decays.** The native optimizers of :mod:`cwd.optim` lack it, and round bfloat16 only once.
@@ -171,36 +173,57 @@ class CautiousWeightDecay(torch.optim.Optimizer):
                 kept.append(_Kept(p, x, p.grad, lr, group, number))
         self._copies = {one.p: one.x for one in kept}
         if kept:
-            torch._foreach_copy_([_local(one.x) for one in kept], [_local(one.p) for one in kept])
+            torch._foreach_copy_([local(one.x) for one in kept], [local(one.p) for one in kept])
         return kept
 
     def _decay(self, one: _Kept, g: Tensor | None) -> None:
-        mode, words = one.group["cwd_mode"], words_of((self.seed, one.group["cwd_step"], one.number))
-        for p, x, gradient in _pieces(one.p, one.x, g, whole=mode in PER_TENSOR):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            u = (x - p).div_(one.lr + (one.lr == 0))  # lr 0: u is 0, not 0/0
-            gradient = torch.zeros_like(x) if gradient is None else gradient.to(x.dtype)
-            factor = MODES[mode](x, u, -gradient if one.group.get("maximize") else gradient, words)
-            p.sub_(x.mul_(factor).mul_(one.lr * one.group["cwd_weight_decay"]))
+        mode, group = MODES[one.group["cwd_mode"]], one.group
+        coefficient = group["cwd_weight_decay"] * (1.0 if mode.projects else one.lr)
+        size = one.p.numel() * (2 if one.p.is_complex() else 1)
+        context = Context(one.lr, size, words_of((self.seed, group["cwd_step"], one.number)))
+        elements, total = shares_of(one.p)
+        pieces = _pieces(one.p, one.x, g)
+        if mode.sums is not None:
+            sums = [mode.sums(*_seen(piece, one), context) for piece in pieces]
+            together = torch.stack(sums).sum(0)
+            context = context._replace(sums=together if total is None else total(together))
+        for piece, first in zip(pieces, _starts(pieces, elements), strict=True):
+            x, u, gradient = _seen(piece, one)
+            factor = mode.factor(x, u, gradient, context._replace(elements=first))
+            piece.p.sub_((piece.p if mode.projects else x).mul(factor).mul_(coefficient))
 
 
-def _local(tensor: Any) -> Any:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor's own shard
+class _Piece(NamedTuple):
+    p: Tensor
+    x: Tensor
+    g: Tensor | None
 
 
-def _pieces(p: Tensor, x: Tensor, g: Tensor | None, *, whole: bool) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Parts of a parameter, its copy and its gradient that can be computed one by one: views, real."""
-    if p.is_complex():
-        p, x, g = torch.view_as_real(p), torch.view_as_real(x), None if g is None else torch.view_as_real(g)
-    if not whole:
-        p, x, g = _local(p), _local(x), _local(g)
+def _pieces(p: Tensor, x: Tensor, g: Tensor | None) -> list[_Piece]:
+    """Parts of a parameter, its copy and its gradient that can be computed one by one: views, real, local."""
+    p, x, g = local(p), local(x), None if g is None else local(g, like=p)
     size = PIECE if p.device.type == "cpu" else LARGE_PIECE
-    plain = type(p) in (Tensor, torch.nn.Parameter) and p.is_contiguous() and x.is_contiguous()
-    if whole or not plain or p.numel() <= size:
-        yield p, x, g
-        return
+    if not (p.is_contiguous() and x.is_contiguous()) or p.numel() <= size:
+        return [_Piece(p, x, g)]
     ps, xs = p.view(-1).split(size), x.view(-1).split(size)
-    yield from zip(ps, xs, [None] * len(ps) if g is None else g.reshape(-1).split(size), strict=True)
+    gs = [None] * len(ps) if g is None else g.reshape(-1).split(size)
+    return [_Piece(*parts) for parts in zip(ps, xs, gs, strict=True)]
+
+
+def _starts(pieces: list[_Piece], elements: Elements) -> list[Elements]:
+    """The number of each piece's first element, or of all its elements."""
+    ends = list(accumulate(piece.p.numel() for piece in pieces))
+    if isinstance(elements, Tensor):
+        return [elements[end - piece.p.numel() : end] for piece, end in zip(pieces, ends, strict=True)]
+    return [elements + end - piece.p.numel() for piece, end in zip(pieces, ends, strict=True)]
+
+
+def _seen(piece: _Piece, one: _Kept) -> tuple[Tensor, Tensor, Tensor]:
+    """x, u and g as a mode sees them."""
+    x = piece.x.to(torch.promote_types(piece.x.dtype, torch.float32))
+    u = (x - piece.p).div_(one.lr + (one.lr == 0))  # lr 0: u is 0, not 0/0
+    g = torch.zeros_like(x) if piece.g is None else piece.g.to(x.dtype)
+    return x, u, -g if one.group.get("maximize") else g
 
 
 def _check_group(number: int, group: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:

@@ -27,7 +27,6 @@ from cwd.training.progress import Progress
 from cwd.training.schedule import lr_factor
 from cwd.training.signals import Interrupted, Interrupts
 from cwd.training.tasks import Batch, Task, chunks
-from cwd.training.telemetry import Telemetry
 from cwd.training.tracker import Tracker
 
 
@@ -74,7 +73,6 @@ class Trainer:
         self.model = accelerator.prepare(model)
         self.rule_optimizer, self.groups = build_optimizer(config, self.bare_model)
         self.optimizer = accelerator.prepare(self.rule_optimizer)
-        self.telemetry = Telemetry()
         self.step = 0
         self.seconds = 0.0
         self.batches_hash = ""
@@ -114,7 +112,7 @@ class Trainer:
     def advance(self) -> None:
         """One update and whatever is due after it."""
         measured = _due(self.step + 1, self.config.telemetry.every) or (self.step == 0 and self.config.telemetry.every)
-        self.rule_optimizer.observer = self.telemetry.collect if measured else None
+        self.rule_optimizer.measure = bool(measured)
         self._update()
         self.step += 1
         self.seconds = self._seconds_before + time.monotonic() - self._started
@@ -122,7 +120,7 @@ class Trainer:
         if _due(self.step, self.config.machine.log_every) or last:
             self._log_training()
         if measured:
-            self._write("telemetry", **self.telemetry.take())
+            self._write("telemetry", **self.rule_optimizer.take_measures())
         if _due(self.step, self.config.evaluation.every) or last:
             self._evaluate()
         if not last:

@@ -1,0 +1,118 @@
+"""A parameter with its state, as tensors that a step can write: plain, real, this process's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cwd.optim.decay import MODES
+from cwd.optim.directions import RULES
+from cwd.optim.draws import Elements, words_of
+from cwd.optim.update import Anchor, Part, Total, Whole
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class Slot:
+    """What is known about a parameter between steps.
+
+    Attributes:
+        number, name: its place among all parameters of the optimizer, and its name.
+        p: the parameter; `state` its entry in the optimizer's state.
+        x, buffers, anchor: the tensors that are stepped. Of a DTensor its local shard, of a complex tensor its view as
+            real numbers.
+        dtype: of the computation.
+        size: elements of the whole tensor. `elements`, `total`: see :class:`cwd.optim.update.Part` and Whole.
+    """
+
+    def __init__(self, number: int, name: str, p: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
+        self.number, self.name, self.p, self.group, self.state = number, name, p, group, state
+        self.dtype = computing_dtype(p.dtype)
+        self._fill()
+        self.x = local(p.detach())
+        self.names = tuple(name for name in RULES[group["rule"]].buffers if name in state)
+        self.buffers = {name: local(state[name]) for name in self.names}
+        self.anchor: Anchor = local(state["anchor"]) if group["anchor"] == "initial" else group["anchor"]
+        self.size = p.numel() * (2 if p.is_complex() else 1)
+        self.elements, self.total = shares_of(p)
+        tensors = [self.x, *self.buffers.values(), *([self.anchor] if isinstance(self.anchor, Tensor) else [])]
+        self.plain = all(tensor.is_contiguous() for tensor in tensors)
+        self.remember()
+
+    def remember(self) -> None:
+        """Takes parameter and state for what they are now."""
+        self.pointers = self._pointers()
+
+    def is_current(self) -> bool:
+        """Whether parameter and state are still those that were looked at."""
+        return self.pointers == self._pointers()
+
+    def gradient(self) -> Tensor:
+        """The gradient, as `x` is."""
+        assert self.p.grad is not None
+        return local(self.p.grad, like=self.p)
+
+    def part(self, g: Tensor) -> Part:
+        """The whole tensor as one part."""
+        return Part(self.x, g, self.buffers, self.anchor, self.elements)
+
+    def whole(self, seed: int, step: int) -> Whole:
+        """What the parts of the tensor share in update number `step`."""
+        words = [words_of(key) for key in self.keys(seed, step)] if self.draws else None
+        return Whole(self.group, self.dtype, self.size, words, self.total)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the step draws random numbers."""
+        return MODES[self.group["decay"]].draws or self.group["stochastic_rounding"]
+
+    def keys(self, seed: int, step: int) -> list[tuple[int, int, int]]:
+        """The keys of what is drawn: for the mode, the parameter, and each buffer."""
+        return [(seed, step, self.number | salt << 32) for salt in range(2 + len(self.names))]
+
+    def _fill(self) -> None:
+        """Makes what is missing of the state: of a new parameter, or one from a stock SGD or Muon."""
+        state, group = self.state, self.group
+        dtype = group["state_dtype"] or (self.dtype if not self.p.is_complex() else self.p.dtype)
+        if "step" not in state:
+            state["step"] = torch.zeros(())  # on the CPU, float32: as in torch.optim
+        if group["rule"] != "sgd" or group["momentum"] != 0:
+            for name in RULES[group["rule"]].buffers:
+                if name not in state:
+                    state[name] = torch.zeros_like(self.p, dtype=dtype, memory_format=torch.preserve_format)
+        if group["anchor"] == "initial" and "anchor" not in state:
+            state["anchor"] = self.p.detach().clone()
+
+    def _pointers(self) -> list[Any]:
+        state = self.state
+        return [self.p.data_ptr(), id(state.get("step")), *[state[name].data_ptr() for name in self.names]]
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for bfloat16 and float16, else the tensor's own; of a complex tensor, that of its parts."""
+    return torch.float32 if dtype in LOW_PRECISION else dtype.to_real()
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, without loading torch.distributed to find out."""
+    return hasattr(tensor, "to_local")
+
+
+def shares_of(p: Tensor) -> tuple[Elements, Total | None]:
+    """Which elements of a parameter this process has, and how to add sums up over those that have the others."""
+    if not is_distributed(p):
+        return 0, None
+    from cwd.optim.sharded import elements_of, total_over
+
+    return elements_of(p), total_over(p)
+
+
+def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """This process's part of a tensor, real. `like`: a DTensor whose placements a gradient shall have."""
+    if is_distributed(tensor):
+        if like is not None and tensor.placements != like.placements:  # type: ignore[attr-defined]
+            tensor = tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined]
+        tensor = tensor.to_local()  # type: ignore[attr-defined]
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
