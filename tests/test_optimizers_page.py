@@ -12,14 +12,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cwd.optim import MODES, RULES, CautiousWeightDecay
+from cwd.optim import MODES, RULES, CautiousWeightDecay, Options
+from cwd.optim.options import COMMON
 from tests.conftest import ROOT
 from tests.optim_helpers import CLASSES, DOUBLE, normal, train
 from tests.recipe_helpers import PAGE, rows
-
-# Described already, and on their way. Take a name out when it is there: the tests say so.
-COMING = {"decay_schedule", "lr_max", "decay_steps", "anchor", "state_dtype", "stochastic_rounding", "flat"}
-MODES_COMING = {"spd"}
 
 
 def plain(cell: str) -> str:
@@ -44,8 +41,10 @@ def documented(rule: str) -> dict[str, Any]:
 @pytest.mark.parametrize("rule", CLASSES)
 def test_each_class_has_the_documented_arguments_and_defaults(rule):
     real = signature(CLASSES[rule])
-    assert not COMING & set(real)
-    assert {name: value for name, value in documented(rule).items() if name not in COMING} == real
+    del real["options"]
+    options = {"seed": 0, "compile": None, "flat": False, **COMMON}
+    assert set(Options.__annotations__) <= set(options)
+    assert documented(rule) == {**{name: options[name] for name in Options.__annotations__}, **real}
 
 
 @pytest.mark.parametrize("rule", CLASSES)
@@ -69,8 +68,7 @@ def test_the_tables_have_every_rule_with_its_state_and_every_mode():
         plain(row["rule"]): tuple(plain(row["state, each of x's shape"]).split(", ")) for row in rows("Rules", "rule")
     }
     assert states == {name: rule.buffers for name, rule in RULES.items()}
-    assert not MODES_COMING & set(MODES)
-    assert {plain(row["`decay`"]) for row in rows("Modes", "`decay`")} == set(MODES) | MODES_COMING
+    assert {plain(row["`decay`"]) for row in rows("Modes", "`decay`")} == set(MODES)
 
 
 @pytest.mark.parametrize("row", rows("Exactly", "here", "there"), ids=lambda row: row["here"].partition("(")[0][1:])

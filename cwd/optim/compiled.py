@@ -118,7 +118,11 @@ def chunks(slots: Sequence[Slot]) -> Iterator[Chunk]:
 def fixed_settings(group: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The settings of a group that a graph has in it."""
     names = ("rule", "decay", "maximize", "stochastic_rounding", *RULES[group["rule"]].defaults)
-    return tuple((name, group[name]) for name in names)
+    return tuple((name, _hashable(group[name])) for name in names)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 def _layout(slot: Slot, g: torch.dtype, count: int, measured: bool) -> Layout:

@@ -121,20 +121,31 @@ def _muon_scale(kind: str, rows: int, cols: int) -> float:
     return 1.0 if kind == "none" else math.sqrt(max(1.0, rows / cols))
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number, or a 0-D tensor of one."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and bool(value.isfinite())
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_fraction(value: Any) -> bool:
+    return is_number(value) and 0 <= value < 1
+
+
 def _check_betas(hyper: Hyper) -> None:
     betas = hyper["betas"]
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas={betas}: two numbers in [0, 1) are needed")
+    if not (isinstance(betas, list | tuple) and len(betas) == 2 and all(map(_is_fraction, betas))):
+        raise ValueError(f"betas={betas!r}: two numbers in [0, 1) are needed")
 
 
 def _check_eps(hyper: Hyper) -> None:
-    if not (hyper["eps"] >= 0 and math.isfinite(hyper["eps"])):
-        raise ValueError(f"eps={hyper['eps']}: a finite number >= 0 is needed")
+    if not (is_number(hyper["eps"]) and hyper["eps"] >= 0):
+        raise ValueError(f"eps={hyper['eps']!r}: a finite number >= 0 is needed")
 
 
 def _check_momentum(hyper: Hyper) -> None:
-    if not 0 <= hyper["momentum"] < 1:
-        raise ValueError(f"momentum={hyper['momentum']}: a number in [0, 1) is needed")
+    if not _is_fraction(hyper["momentum"]):
+        raise ValueError(f"momentum={hyper['momentum']!r}: a number in [0, 1) is needed")
 
 
 def _check_adamw(hyper: Hyper) -> None:
@@ -156,7 +167,7 @@ def _check_muon(hyper: Hyper) -> None:
 def _check_sgd(hyper: Hyper) -> None:
     _check_momentum(hyper)
     dampening = hyper["dampening"]
-    if dampening is not None and not 0 <= dampening < 1:
+    if dampening is not None and not _is_fraction(dampening):
         raise ValueError(f"dampening={dampening}: None (the momentum) or a number in [0, 1) is needed")
     if hyper["nesterov"] and hyper["momentum"] == 0:
         raise ValueError("nesterov=True: needs a momentum above 0")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from cwd.optim.directions import RULES
 from cwd.optim.measures import summarize
@@ -58,7 +59,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         defaults: dict[str, Any],
         *,
         seed: int = 0,
@@ -186,6 +187,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         if self._plan is None or self._planned != present or not self._plan.fits():
             if self._plan is not None:
                 self._plan.release()
+            for group in self.param_groups:  # settings may have been changed by hand
+                check_group(group)
             slots = [
                 Slot(number, name, p, group, self.state[p])
                 for number, (name, p, group) in enumerate(self._parameters())

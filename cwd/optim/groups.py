@@ -78,11 +78,14 @@ def assign_groups(
 
 
 def describe_groups(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each group: its rule, rate, decay, and the names in it. For groups from :func:`assign_groups`."""
+    """A line for each group: its rule, rate, decay, and the names in it. For groups from :func:`assign_groups`, before
+    or after an optimizer took them (``optimizer.param_groups``).
+    """
     lines = []
     for group in groups:
-        names = [name for name, _ in group["params"]]
-        elements = sum(tensor.numel() for _, tensor in group["params"])
+        named = [pair for pair in group["params"] if isinstance(pair, tuple)]
+        names = [name for name, _ in named] or list(group.get("param_names", []))
+        elements = sum(tensor.numel() for tensor in ([tensor for _, tensor in named] or group["params"]))
         decay = f"{group['decay']} {group['weight_decay']:g}" if group["weight_decay"] else "no decay"
         head = f"{group['rule']:<6} lr {group['lr']:<8.3g} {decay:<16} {len(names):>3} tensors {elements:>11,} elements"
         lines.append(f"{head}  {_summary(names)}")

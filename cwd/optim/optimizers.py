@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import torch
+from torch.optim.optimizer import ParamsT
 
 from cwd.optim.engine import RuleOptimizer
 from cwd.optim.options import Options
@@ -28,7 +29,7 @@ class AdamW(RuleOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
@@ -36,7 +37,7 @@ class AdamW(RuleOptimizer):
         decay: str = "cautious",
         **options: Unpack[Options],
     ) -> None:
-        hyper = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "decay": decay}
+        hyper = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "decay": decay}
         _initialize(self, "adamw", params, hyper, options)
 
 
@@ -48,14 +49,14 @@ class Lion(RuleOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 1.0,
         decay: str = "cautious",
         **options: Unpack[Options],
     ) -> None:
-        hyper = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay, "decay": decay}
+        hyper = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "decay": decay}
         _initialize(self, "lion", params, hyper, options)
 
 
@@ -80,7 +81,7 @@ class Muon(RuleOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
@@ -95,7 +96,7 @@ class Muon(RuleOptimizer):
         **options: Unpack[Options],
     ) -> None:
         hyper = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay, "nesterov": nesterov}
-        iteration = {"ns_steps": ns_steps, "ns_coefficients": tuple(ns_coefficients), "ns_dtype": ns_dtype, "eps": eps}
+        iteration = {"ns_steps": ns_steps, "ns_coefficients": ns_coefficients, "ns_dtype": ns_dtype, "eps": eps}
         _initialize(self, "muon", params, {**hyper, **iteration, "adjust_lr_fn": adjust_lr_fn}, options)
 
 
@@ -111,7 +112,7 @@ class SGD(RuleOptimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float = 1e-2,
         momentum: float = 0.9,
         weight_decay: float = 1e-2,
@@ -125,7 +126,7 @@ class SGD(RuleOptimizer):
         _initialize(self, "sgd", params, {**hyper, "dampening": dampening, "nesterov": nesterov}, options)
 
 
-def _initialize(optimizer: RuleOptimizer, rule: str, params: Any, hyper: dict[str, Any], options: Options) -> None:
+def _initialize(optimizer: RuleOptimizer, rule: str, params: ParamsT, hyper: dict[str, Any], options: Options) -> None:
     unknown = sorted(set(options) - set(Options.__annotations__))
     if unknown:
         allowed = ", ".join(Options.__annotations__)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from difflib import get_close_matches
 from typing import Any, TypedDict
 
 import torch
 
 from cwd.optim.decay import MODES, SCHEDULES
-from cwd.optim.directions import RULES
+from cwd.optim.directions import RULES, is_number
 
 
 class Options(TypedDict, total=False):
@@ -86,8 +85,8 @@ def check_group(group: dict[str, Any]) -> None:
         if group[key] not in registry:
             raise ValueError(f"{key}={group[key]!r}: allowed are {', '.join(registry)}")
     for key in ("lr", "weight_decay"):
-        if not (group[key] >= 0 and math.isfinite(group[key])):
-            raise ValueError(f"{key}={group[key]}: a finite number >= 0 is needed")
+        if not (is_number(group[key]) and group[key] >= 0):
+            raise ValueError(f"{key}={group[key]!r}: a finite number >= 0 is needed")
     if group.get("decoupled_weight_decay") is False and group["weight_decay"]:
         raise ValueError("the state is torch.optim.Adam's, whose weight decay is coupled: it is another method's")
     if group.get("amsgrad"):
@@ -103,15 +102,14 @@ def check_group(group: dict[str, Any]) -> None:
 
 def _check_schedule(group: dict[str, Any]) -> None:
     name, steps, lr_max = group["decay_schedule"], group["decay_steps"], group["lr_max"]
-    if name in ("linear", "cosine") and not (isinstance(steps, int) and steps > 0):
+    if name in ("linear", "cosine") and not (is_number(steps) and steps == int(steps) > 0):
         raise ValueError(f"decay_steps={steps}: decay_schedule={name!r} needs a whole number of updates > 0")
-    if name == "corrected" and not (lr_max is not None and 0 < lr_max < math.inf):
+    if name == "corrected" and not (is_number(lr_max) and lr_max > 0):
         raise ValueError(f"lr_max={lr_max}: decay_schedule='corrected' needs the largest lr, a finite number > 0")
 
 
 def _check_anchor(anchor: Any) -> None:
-    number = isinstance(anchor, int | float) and not isinstance(anchor, bool) and math.isfinite(anchor)
-    if not (anchor is None or anchor == "initial" or number):
+    if not (anchor is None or anchor == "initial" or is_number(anchor)):
         raise ValueError(f"anchor={anchor!r}: None, a finite number or 'initial' is needed")
 
 
