@@ -34,11 +34,11 @@ class Plan:
         candidates = [slot for slot in slots if can_compile(slot)] if compile is not False else []
         compiled = {slot.number for slot in candidates} if compile or compiling_pays(candidates) else set()
         self.sets = [Set(alike, compiled, flat and complete) for alike in _alike(slots)]
-        self.settings = self._settings()
+        self.settings, self.seen = self._settings(), self._look()
 
     def fits(self) -> bool:
         """Whether parameters, state and settings are still those that the plan was made for."""
-        return self.settings == self._settings() and all(slot.is_current() for slot in self.slots)
+        return self.settings == self._settings() and self.seen == self._look()
 
     def step(self, seed: int, measured: bool) -> Measured:
         """Steps everything; returns the sums of the measures if `measured`."""
@@ -55,6 +55,11 @@ class Plan:
     def flats(self) -> Iterable[Flat]:
         """The flat buffers there are."""
         return (one.flat for one in self.sets if one.flat is not None)
+
+    def _look(self) -> tuple[list[int], list[int]]:
+        """Which tensors there are, and where they lie."""
+        state = [value for slot in self.slots for value in slot.state.values()]
+        return list(map(id, state)), list(map(Tensor.data_ptr, [*[slot.p for slot in self.slots], *state]))
 
     def _settings(self) -> list[Any]:
         groups = {id(one.group): one.group for one in self.sets}
@@ -75,8 +80,6 @@ class Set:
         left = [slot for slot in slots if slot.number not in compiled]
         self.small = list(gather_small([slot for slot in left if is_small(slot)]))
         self.alone = [slot for slot in left if not is_small(slot)]
-        for slot in slots:
-            slot.remember()
 
     def step(self, seed: int, measured: bool) -> Measured:
         """Steps the set; returns the sums of the measures if `measured`."""

@@ -23,7 +23,7 @@ class Slot:
         p: the parameter; `state` its entry in the optimizer's state.
         x, buffers, anchor: the tensors that are stepped. Of a DTensor its local shard, of a complex tensor its view as
             real numbers.
-        dtype: of the computation.
+        dtype: of the computation. `plain`: all of these are contiguous. `simple`: the gradient is stepped as it is.
         size: elements of the whole tensor. `elements`, `total`: see :class:`cwd.optim.update.Part` and Whole.
     """
 
@@ -39,20 +39,13 @@ class Slot:
         self.elements, self.total = shares_of(p)
         tensors = [self.x, *self.buffers.values(), *([self.anchor] if isinstance(self.anchor, Tensor) else [])]
         self.plain = all(tensor.is_contiguous() for tensor in tensors)
-        self.remember()
-
-    def remember(self) -> None:
-        """Takes parameter and state for what they are now."""
-        self.pointers = self._pointers()
-
-    def is_current(self) -> bool:
-        """Whether parameter and state are still those that were looked at."""
-        return self.pointers == self._pointers()
+        self.simple = type(p) in (Tensor, torch.nn.Parameter) and not p.is_complex()
 
     def gradient(self) -> Tensor:
         """The gradient, as `x` is."""
-        assert self.p.grad is not None
-        return local(self.p.grad, like=self.p)
+        g = self.p.grad
+        assert g is not None
+        return g if self.simple else local(g, like=self.p)
 
     def part(self, g: Tensor) -> Part:
         """The whole tensor as one part."""
@@ -84,10 +77,6 @@ class Slot:
                     state[name] = torch.zeros_like(self.p, dtype=dtype, memory_format=torch.preserve_format)
         if group["anchor"] == "initial" and "anchor" not in state:
             state["anchor"] = self.p.detach().clone()
-
-    def _pointers(self) -> list[Any]:
-        state = self.state
-        return [self.p.data_ptr(), id(state.get("step")), *[state[name].data_ptr() for name in self.names]]
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -28,7 +28,7 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
         )
         lines = describe_groups(groups)  # before torch takes the names out of them
         defaults = {"rule": optimizer.name, "lr": optimizer.lr, **RULES[optimizer.name].defaults}
-        options: dict[str, Any] = {"seed": config.seed, "compile": config.machine.compile}
+        options: dict[str, Any] = {"seed": config.seed, "compile": config.machine.compile, "flat": True}
         built = RuleOptimizer([group for group in groups if group["params"]], defaults, **options)
     except ValueError as error:
         raise UserError(f"optimizer.groups: {error}") from error
