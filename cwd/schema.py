@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RULES = ("adamw", "lion", "muon", "sgd")
+DECAY_SCHEDULES = ("constant", "corrected", "linear", "cosine")
 MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product", "opposite", "scaled", "spd")
 
 
@@ -146,10 +147,13 @@ class SGD(Optimizer):
 
 @dataclass
 class Decay:
-    """Which coordinates decay, and lambda."""
+    """Which coordinates decay, lambda, and how lambda moves over the run (corrected: AdamC, lambda * lr / peak lr)."""
 
     mode: str = choice(of=MODES)
     weight_decay: float = number(low=0)
+    schedule: str = choice("constant", of=DECAY_SCHEDULES)
+    # Globs on the names of parameters that a normalization follows: those that the corrected schedule is for.
+    normalized: list[str] = field(default_factory=lambda: ["layers.*_proj.weight", "layers.*.ffn.*.weight"])
 
 
 @dataclass

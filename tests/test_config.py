@@ -157,7 +157,7 @@ def test_snapshot_of_the_composed_configuration() -> None:
         ],
         "dataset": ["name", "tokenizer", "validation_fraction", "vocab_size"],
         "optimizer": ["betas", "eps", "groups", "lr", "name"],
-        "decay": ["mode", "weight_decay"],
+        "decay": ["mode", "normalized", "schedule", "weight_decay"],
         "schedule": ["end_factor", "name", "warmup"],
         "training": ["batch_size", "clip_norm", "precision", "seq_len", "steps"],
         "evaluation": ["every", "sequences"],

@@ -26,7 +26,7 @@ from cwd.optim.slots import Slot
 from cwd.optim.update import Now, Part, Whole, advance
 
 CHUNK = 10
-PAYS_FROM = 2**22  # elements; below, the seconds of compiling are more than most runs win
+PAYS_FROM = 2**21  # elements; below, the seconds of compiling are more than most runs win
 compilations = 0  # since the start of the process
 
 

@@ -15,7 +15,7 @@ from cwd.optim.update import Now, Part, Whole, advance, direction, finish
 
 PIECE = 2**17  # elements stepped at once on a CPU: temporaries stay in the cache
 LARGE_PIECE = 2**24  # on other devices, where calls are what costs
-SMALL = 2**13  # elements; larger tensors are no faster stepped together, on a CPU
+SMALL = 2**15  # elements; larger tensors are no faster stepped together, on a CPU
 TOGETHER = 2**16  # elements stepped together at most
 
 

@@ -86,7 +86,9 @@ def describe_groups(groups: Sequence[Mapping[str, Any]]) -> list[str]:
         named = [pair for pair in group["params"] if isinstance(pair, tuple)]
         names = [name for name, _ in named] or list(group.get("param_names", []))
         elements = sum(tensor.numel() for tensor in ([tensor for _, tensor in named] or group["params"]))
+        schedule = group.get("decay_schedule", "constant")
         decay = f"{group['decay']} {group['weight_decay']:g}" if group["weight_decay"] else "no decay"
+        decay += "" if schedule == "constant" else f" {schedule}"
         head = f"{group['rule']:<6} lr {group['lr']:<8.3g} {decay:<16} {len(names):>3} tensors {elements:>11,} elements"
         lines.append(f"{head}  {_summary(names)}")
     return lines

@@ -26,7 +26,7 @@ class Options(TypedDict, total=False):
         stochastic_rounding: round what is stored as bfloat16, parameters and state, up or down by chance.
         maximize: ascend instead of descend.
         seed: of the random mode and of stochastic rounding.
-        compile: compile the step: True, False, or None, which does so from four million elements on.
+        compile: compile the step: True, False, or None, which does so from two million elements on.
         flat: keep parameters, gradients and state of a group in one buffer each (see cwd.optim.RuleOptimizer).
     """
 

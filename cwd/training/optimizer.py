@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -26,13 +27,28 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
         groups = assign_groups(
             model.named_parameters(), patterns, lr=optimizer.lr, weight_decay=decay.weight_decay, decay=decay.mode
         )
-        lines = describe_groups(groups)  # before torch takes the names out of them
+        groups = [part for group in groups for part in _scheduled(group, decay, config.training.steps)]
+        if decay.schedule == "corrected" and not any("lr_max" in group and group["params"] for group in groups):
+            raise UserError(f"decay.normalized={decay.normalized}: no parameter that decays has such a name")
+        lines = describe_groups(groups)
         defaults = {"rule": optimizer.name, "lr": optimizer.lr, **RULES[optimizer.name].defaults}
         options: dict[str, Any] = {"seed": config.seed, "compile": config.machine.compile, "flat": True}
         built = RuleOptimizer([group for group in groups if group["params"]], defaults, **options)
     except ValueError as error:
         raise UserError(f"optimizer.groups: {error}") from error
     return built, lines
+
+
+def _scheduled(group: dict[str, Any], decay: schema.Decay, steps: int) -> list[dict[str, Any]]:
+    """The group with the schedule of lambda; two groups, where the schedule is for a part of it only."""
+    if decay.schedule == "constant" or not group["weight_decay"]:
+        return [group]
+    named = {"decay_schedule": decay.schedule, "decay_steps": steps}
+    if decay.schedule != "corrected":
+        return [{**group, **named}]
+    inside = [(n, p) for n, p in group["params"] if any(fnmatchcase(n, glob) for glob in decay.normalized)]
+    rest = [(n, p) for n, p in group["params"] if not any(n == name for name, _ in inside)]
+    return [{**group, "params": inside, **named, "lr_max": group["lr"]}, {**group, "params": rest}]
 
 
 def _hyper(optimizer: schema.Optimizer, rule: str) -> dict[str, Any]:
