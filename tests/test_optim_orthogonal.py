@@ -11,7 +11,7 @@ import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 from torch.testing import assert_close
 
-from cwd.optim import orthogonal
+from cwd.optim import Muon, orthogonal
 from cwd.optim.orthogonal import BLOCK, STACK_BYTES, orthogonalize, polar_express, schedule, stacks
 from tests.optim_helpers import normal
 
@@ -213,3 +213,16 @@ def test_stacks_hold_like_tensors_once_each_and_a_bounded_number_of_bytes():
 def test_stacks_are_smaller_where_the_iteration_is_wider():
     tensors = [torch.empty(100, 100)] * 300
     assert max(map(len, stacks(tensors, None))) == max(map(len, stacks(tensors, torch.bfloat16))) // 2
+
+
+@pytest.mark.parametrize("coefficients", ["polar_express", [(2, -1.5, 0.5), JORDAN]])
+def test_muon_takes_what_a_schedule_takes(coefficients):
+    p, seen = torch.nn.Parameter(normal(6, 9, seed=9)), []
+    p.grad = normal(6, 9, seed=10)
+    optimizer = Muon([p], ns_coefficients=coefficients, ns_steps=4, adjust_lr_fn="none")
+    optimizer.observer = lambda observation: seen.append(observation.u.clone())
+    optimizer.step()
+    triples = schedule(coefficients, 4)
+    assert_close(seen[0], by_singular_values(p.grad, triples), rtol=0, atol=growth(triples) * 2**-50)
+    with pytest.raises(ValueError, match="ns_coefficients='polar'"):
+        Muon([p], ns_coefficients="polar")

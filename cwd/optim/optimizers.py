@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cwd.optim.engine import RuleOptimizer
+from cwd.optim.orthogonal import Coefficients
 
 
 class AdamW(RuleOptimizer):
@@ -75,7 +76,9 @@ class Muon(RuleOptimizer):
         lr, weight_decay, decay, maximize, seed, compile: as for :class:`AdamW`.
         momentum: in [0, 1).
         nesterov: orthogonalise the look-ahead momentum.
-        ns_steps, ns_coefficients: Newton-Schulz iterations and their quintic's (a, b, c).
+        ns_steps: iterations of the orthogonalisation.
+        ns_coefficients: (a, b, c) of its quintic; a sequence of such, one an iteration, the last one repeated; or
+            "polar_express", the quintics of arXiv 2505.16932.
         ns_dtype: dtype of the iteration; None is that of the parameter, torch.bfloat16 what torch.optim.Muon does.
         adjust_lr_fn: scale of the update: match_rms_adamw, 0.2 * sqrt(max(rows, cols)); original,
             sqrt(max(1, rows / cols)); or none.
@@ -95,7 +98,7 @@ class Muon(RuleOptimizer):
         *,
         nesterov: bool = True,
         ns_steps: int = 5,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_coefficients: Coefficients = (3.4445, -4.7750, 2.0315),
         ns_dtype: torch.dtype | None = None,
         adjust_lr_fn: str = "match_rms_adamw",
         eps: float = 1e-7,
@@ -104,7 +107,7 @@ class Muon(RuleOptimizer):
         compile: bool | None = None,
     ) -> None:
         defaults = {"rule": "muon", "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "decay": decay}
-        iteration = {"ns_steps": ns_steps, "ns_coefficients": tuple(ns_coefficients), "ns_dtype": ns_dtype, "eps": eps}
+        iteration = {"ns_steps": ns_steps, "ns_coefficients": ns_coefficients, "ns_dtype": ns_dtype, "eps": eps}
         shape = {"nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn, "maximize": maximize}
         super().__init__(params, {**defaults, **iteration, **shape}, seed=seed, compile=compile)
 
