@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from cwd.optim.orthogonal import orthogonalize, schedule
 
 State = dict[str, Tensor]
 Scalars = Mapping[str, float | Tensor]
@@ -58,26 +59,25 @@ def lion(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
 
 
 def muon(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
-    """u = scale * NewtonSchulz(momentum), for matrices  (Jordan et al. 2024; Algorithm 5).
+    """u = scale * NewtonSchulz(momentum), for matrices, alone or in stacks  (Jordan et al. 2024; Algorithm 5).
 
     The buffer is an exponential average as in torch.optim.Muon. The paper's sum M <- beta * M + g is the same up to a
     factor, which the orthogonalisation removes.
 
     Args:
-        g: gradient of shape (rows, cols).
+        g: gradient of shape (..., rows, cols).
         state: ``momentum_buffer``, same shape; updated in place.
-        hyper: ``momentum``, ``nesterov``, ``ns_steps``, ``ns_coefficients``, ``ns_dtype`` (None: that of g), ``eps``,
-            and ``adjust_lr_fn``: "match_rms_adamw" scales by 0.2 * sqrt(max(rows, cols)), "original" by sqrt(max(1,
-            rows / cols)), "none" not at all, None is "original" as in torch.optim.Muon. The scale is a part of u; decay
-            does not see it.
+        hyper: ``momentum``, ``nesterov``; ``ns_coefficients`` and ``ns_steps``, for :func:`schedule`; ``ns_dtype``
+            (None: that of g) and ``eps``, for :func:`orthogonalize`; and ``adjust_lr_fn``: "match_rms_adamw" scales by
+            0.2 * sqrt(max(rows, cols)), "original" by sqrt(max(1, rows / cols)), "none" not at all, None is "original"
+            as in torch.optim.Muon. The scale is a part of u; decay does not see it.
     """
     m = state["momentum_buffer"]
     m.lerp_(g, 1 - hyper["momentum"])
     matrix = g.lerp(m, hyper["momentum"]) if hyper["nesterov"] else m
-    u = orthogonalize(
-        matrix.to(hyper["ns_dtype"] or g.dtype), hyper["ns_steps"], hyper["ns_coefficients"], eps=hyper["eps"]
-    )
-    return u.to(g.dtype).mul(_muon_scale(hyper["adjust_lr_fn"], *g.shape))
+    coefficients = schedule(hyper["ns_coefficients"], hyper["ns_steps"])
+    u = orthogonalize(matrix, coefficients, eps=hyper["eps"], dtype=hyper["ns_dtype"])
+    return u.to(g.dtype).mul_(_muon_scale(hyper["adjust_lr_fn"], *g.shape[-2:]))
 
 
 def sgd(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
@@ -93,26 +93,6 @@ def sgd(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
     m = state["momentum_buffer"]
     m.mul_(momentum).add_(g, alpha=1 - dampening)
     return g.add(m, alpha=momentum) if hyper["nesterov"] else m
-
-
-def orthogonalize(matrix: Tensor, steps: int, coefficients: tuple[float, float, float], *, eps: float) -> Tensor:
-    """Newton-Schulz iteration X <- a X + (b G + c G^2) X with G = X X^T: singular values of `matrix` move towards 1.
-
-    Args:
-        matrix: (rows, cols), floating; computed in its dtype. Wide or tall alike.
-        steps: number of iterations.
-        coefficients: (a, b, c) of the quintic.
-        eps: lower bound of the Frobenius norm that `matrix` is divided by.
-    """
-    a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.mT if tall else matrix
-    x = x / x.norm().clamp(min=eps)
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.addmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
 
 
 def _muon_scale(kind: str, rows: int, cols: int) -> float:
@@ -156,10 +136,7 @@ def _check_adamw(hyper: Hyper) -> None:
 def _check_muon(hyper: Hyper) -> None:
     _check_momentum(hyper)
     _check_eps(hyper)
-    if not (isinstance(hyper["ns_steps"], int) and 0 < hyper["ns_steps"] < 100):
-        raise ValueError(f"ns_steps={hyper['ns_steps']}: a whole number from 1 to 99 is needed")
-    if len(hyper["ns_coefficients"]) != 3:
-        raise ValueError(f"ns_coefficients={hyper['ns_coefficients']}: three numbers are needed")
+    schedule(hyper["ns_coefficients"], hyper["ns_steps"])
     if hyper["adjust_lr_fn"] not in (None, *MUON_SCALES):
         raise ValueError(f"adjust_lr_fn={hyper['adjust_lr_fn']!r}: allowed are {', '.join(MUON_SCALES)}")
 

@@ -10,6 +10,7 @@ from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from cwd.optim.decay import MODES
 from cwd.optim.directions import RULES
+from cwd.optim.orthogonal import stacks
 from cwd.optim.slots import Slot
 from cwd.optim.update import Now, Part, Whole, advance, direction, finish
 
@@ -33,15 +34,17 @@ def step_alone(slot: Slot, g: Tensor, whole: Whole, now: Now, *, measured: bool 
 
 
 def is_small(slot: Slot) -> bool:
-    """Whether the tensor is stepped better with others: small, and nothing about its step asks for the tensor by
-    itself.
-    """
-    alone = RULES[slot.group["rule"]].matrices_only or MODES[slot.group["decay"]].sums is not None or slot.draws
-    return not alone and slot.plain and not isinstance(slot.anchor, Tensor) and slot.x.numel() <= SMALL
+    """Whether the tensor may be stepped with others: small, and nothing about its step asks for it by itself."""
+    alone = MODES[slot.group["decay"]].sums is not None or slot.draws or isinstance(slot.anchor, Tensor)
+    return not alone and slot.plain and slot.total is None and slot.x.numel() <= SMALL
 
 
 def gather_small(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
-    """Runs of slots of at most TOGETHER elements."""
+    """Runs of small slots of one set: of at most TOGETHER elements; of matrices, the stacks that pay."""
+    if slots and RULES[slots[0].group["rule"]].matrices_only:
+        dtype = slots[0].group["ns_dtype"]
+        yield from ([slots[i] for i in indices] for indices in stacks([slot.x for slot in slots], dtype))
+        return
     run: list[Slot] = []
     size = 0
     for slot in slots:
@@ -55,15 +58,22 @@ def gather_small(slots: Sequence[Slot]) -> Iterator[list[Slot]]:
 
 
 def step_together(slots: Sequence[Slot], gs: Sequence[Tensor], whole: Whole, now: Now) -> None:
-    """One pass over many small tensors, laid end to end: there, calls are what costs."""
+    """One pass over many small tensors: matrices stacked, others laid end to end. There, calls are what costs."""
+    stacked = RULES[slots[0].group["rule"]].matrices_only
+    join = torch.stack if stacked else _flatten_dense_tensors
+    split = _unstack if stacked else _unflatten_dense_tensors
     xs = [slot.x for slot in slots]
     buffers = {name: [slot.buffers[name] for slot in slots] for name in slots[0].names}
-    joined = {name: _flatten_dense_tensors(tensors) for name, tensors in buffers.items()}
-    p = _flatten_dense_tensors(xs)
-    advance([Part(p, _flatten_dense_tensors(list(gs)), joined, slots[0].anchor, 0)], whole, now)
-    torch._foreach_copy_(xs, _unflatten_dense_tensors(p, xs))
+    joined = {name: join(tensors) for name, tensors in buffers.items()}
+    p = join(xs)
+    advance([Part(p, join(list(gs)), joined, slots[0].anchor, 0)], whole, now)
+    torch._foreach_copy_(xs, split(p, xs))
     for name, tensors in buffers.items():
-        torch._foreach_copy_(tensors, _unflatten_dense_tensors(joined[name], xs))
+        torch._foreach_copy_(tensors, split(joined[name], xs))
+
+
+def _unstack(stack: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return stack.unbind()
 
 
 def _pieces(slot: Slot, g: Tensor) -> Iterator[Part]:

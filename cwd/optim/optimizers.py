@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from cwd.optim.engine import RuleOptimizer
 from cwd.optim.options import Options
+from cwd.optim.orthogonal import Coefficients
 
 
 class AdamW(RuleOptimizer):
@@ -69,7 +70,9 @@ class Muon(RuleOptimizer):
         lr, weight_decay, decay, options: as for :class:`AdamW`.
         momentum: in [0, 1).
         nesterov: orthogonalise the look-ahead momentum.
-        ns_steps, ns_coefficients: Newton-Schulz iterations and their quintic's (a, b, c).
+        ns_steps: iterations of the orthogonalisation.
+        ns_coefficients: (a, b, c) of its quintic; a sequence of such, one an iteration, the last one repeated; or
+            "polar_express", the quintics of arXiv 2505.16932.
         ns_dtype: dtype of the iteration; None is that of the parameter, torch.bfloat16 what torch.optim.Muon does.
         adjust_lr_fn: scale of the update: match_rms_adamw, 0.2 * sqrt(max(rows, cols)); original,
             sqrt(max(1, rows / cols)); or none.
@@ -89,7 +92,7 @@ class Muon(RuleOptimizer):
         *,
         nesterov: bool = True,
         ns_steps: int = 5,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_coefficients: Coefficients = (3.4445, -4.7750, 2.0315),
         ns_dtype: torch.dtype | None = None,
         adjust_lr_fn: str = "match_rms_adamw",
         eps: float = 1e-7,
