@@ -184,8 +184,6 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._refuse_sparse()
         present = [id(p) for p, g in zip(params, grads, strict=True) if g is not None]
         if self._plan is None or self._planned != present or not self._plan.fits():
-            if self._plan is not None:
-                self._plan.release()
             slots = [
                 Slot(number, name, p, group, self.state[p])
                 for number, (name, p, group) in enumerate(self._parameters())

@@ -44,13 +44,6 @@ class Plan:
         """Steps everything; returns the sums of the measures if `measured`."""
         return [found for one in self.sets for found in one.step(seed, measured)]
 
-    def release(self) -> None:
-        """Gives every slot a step count of its own again, before another plan is made."""
-        for one in self.sets:
-            for slot in one.slots:
-                if slot.state.get("step") is one.counter:
-                    slot.state["step"] = one.counter.clone()
-
     @property
     def flats(self) -> Iterable[Flat]:
         """The flat buffers there are."""
@@ -66,7 +59,7 @@ class Set:
 
     def __init__(self, slots: Sequence[Slot], compiled: set[int], flat: bool) -> None:
         self.slots, self.group = slots, slots[0].group
-        self.counter: Tensor = slots[0].state["step"]
+        self.counter: Tensor = slots[0].state["step"].clone()  # which no tensor outside of the set counts in
         for slot in slots:
             slot.state["step"] = self.counter
         self.flat = Flat(slots) if flat and can_flatten(slots) else None
