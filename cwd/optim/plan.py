@@ -34,11 +34,11 @@ class Plan:
         candidates = [slot for slot in slots if can_compile(slot)] if compile is not False else []
         compiled = {slot.number for slot in candidates} if compile or compiling_pays(candidates) else set()
         self.sets = [Set(alike, compiled, flat and complete) for alike in _alike(slots)]
-        self.settings = self._settings()
+        self.settings, self.tensors = self._settings(), self._tensors()
 
     def fits(self) -> bool:
         """Whether parameters, state and settings are still those that the plan was made for."""
-        return self.settings == self._settings() and all(slot.is_current() for slot in self.slots)
+        return self.settings == self._settings() and self.tensors == self._tensors()
 
     def step(self, seed: int, measured: bool) -> Measured:
         """Steps everything; returns the sums of the measures if `measured`."""
@@ -51,7 +51,17 @@ class Plan:
 
     def _settings(self) -> list[Any]:
         groups = {id(one.group): one.group for one in self.sets}
-        return [(fixed_settings(group), group["anchor"]) for group in groups.values()]
+        others = ("anchor", "state_dtype", "decay_schedule", "decay_steps", "lr_max")
+        return [(fixed_settings(group), [group[name] for name in others]) for group in groups.values()]
+
+    def _tensors(self) -> list[Any]:
+        """Where parameters and state are. For hundreds of tensors in each step: hence no method of a slot."""
+        slots = self.slots
+        where: list[Any] = [slot.p.data_ptr() for slot in slots]
+        where += [slot.p.shape for slot in slots]  # the data may be replaced by a part of itself
+        where += [id(slot.state.get("step")) for slot in slots]
+        where += [slot.state[name].data_ptr() for slot in slots for name in slot.stored if name in slot.state]
+        return where
 
 
 class Set:
@@ -68,8 +78,6 @@ class Set:
         left = [slot for slot in slots if slot.number not in compiled]
         self.small = list(gather_small([slot for slot in left if is_small(slot)]))
         self.alone = [slot for slot in left if not is_small(slot)]
-        for slot in slots:
-            slot.remember()
 
     def step(self, seed: int, measured: bool) -> Measured:
         """Steps the set; returns the sums of the measures if `measured`."""
@@ -124,6 +132,7 @@ def _alike(slots: Sequence[Slot]) -> Iterable[list[Slot]]:
     alike: dict[Any, list[Slot]] = {}
     for slot in slots:
         assert slot.p.grad is not None
-        key = (id(slot.group), slot.p.dtype, slot.p.grad.dtype, slot.p.device, slot.state["step"].item())
+        dtypes = [tensor.dtype for tensor in (slot.p, slot.p.grad, *(slot.state[name] for name in slot.stored))]
+        key = (id(slot.group), *dtypes, slot.p.device, slot.state["step"].item())
         alike.setdefault(key, []).append(slot)
     return alike.values()

@@ -24,6 +24,7 @@ class Slot:
         x, buffers, anchor: the tensors that are stepped. Of a DTensor its local shard, of a complex tensor its view as
             real numbers.
         dtype: of the computation.
+        stored: names of the entries of `state` that are of the parameter's shape and take part.
         size: elements of the whole tensor. `elements`, `total`: see :class:`cwd.optim.update.Part` and Whole.
     """
 
@@ -35,19 +36,12 @@ class Slot:
         self.names = tuple(name for name in RULES[group["rule"]].buffers if name in state)
         self.buffers = {name: local(state[name]) for name in self.names}
         self.anchor: Anchor = local(state["anchor"]) if group["anchor"] == "initial" else group["anchor"]
+        self.stored = (*self.names, *(["anchor"] if isinstance(self.anchor, Tensor) else []))
+        self._check_shapes()
         self.size = p.numel() * (2 if p.is_complex() else 1)
         self.elements, self.total = shares_of(p)
         tensors = [self.x, *self.buffers.values(), *([self.anchor] if isinstance(self.anchor, Tensor) else [])]
         self.plain = all(tensor.is_contiguous() for tensor in tensors)
-        self.remember()
-
-    def remember(self) -> None:
-        """Takes parameter and state for what they are now."""
-        self.pointers = self._pointers()
-
-    def is_current(self) -> bool:
-        """Whether parameter and state are still those that were looked at."""
-        return self.pointers == self._pointers()
 
     def gradient(self) -> Tensor:
         """The gradient, as `x` is."""
@@ -85,9 +79,15 @@ class Slot:
         if group["anchor"] == "initial" and "anchor" not in state:
             state["anchor"] = self.p.detach().clone()
 
-    def _pointers(self) -> list[Any]:
-        state = self.state
-        return [self.p.data_ptr(), id(state.get("step")), *[state[name].data_ptr() for name in self.names]]
+    def _check_shapes(self) -> None:
+        found = {name: self.state[name].shape for name in self.stored}
+        if self.p.grad is not None:
+            found["grad"] = self.p.grad.shape
+        for name, shape in found.items():
+            if shape != self.p.shape:
+                raise ValueError(
+                    f"{self.name}: {name} of shape {tuple(shape)}; the parameter's is {tuple(self.p.shape)}"
+                )
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
