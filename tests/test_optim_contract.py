@@ -135,6 +135,7 @@ def test_sparse_gradients_are_refused_by_name():
         assert torch.equal(embedding.weight, before)
 
 
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")  # torch's warning
 @pytest.mark.parametrize(("cls", "arguments", "words"), REFUSED, ids=lambda v: str(v) if isinstance(v, dict) else "")
 def test_a_bad_value_is_refused_with_its_name_and_the_range(cls, arguments, words):
     with pytest.raises(ValueError) as error:
