@@ -219,6 +219,6 @@ def _loaded(name: str, value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     if name == "step":
         return torch.as_tensor(value, dtype=torch.float32).clone()
     if name == "anchor":
-        return value.to(dtype=p.dtype, device=p.device, copy=True)
+        return value.to(device=p.device, copy=True)
     wide = p.dtype if p.is_complex() else computing_dtype(p.dtype)
     return value.to(dtype=group["state_dtype"] or wide, device=p.device, copy=True)

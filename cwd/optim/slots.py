@@ -115,4 +115,6 @@ def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
         if like is not None and tensor.placements != like.placements:  # type: ignore[attr-defined]
             tensor = tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined]
         tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if not tensor.is_complex():
+        return tensor
+    return torch.view_as_real(tensor if like is None else tensor.resolve_conj())
