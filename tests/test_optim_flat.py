@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import safetensors.torch
 import torch
 from accelerate import Accelerator
 from torch.testing import assert_close
 
-from cwd.optim import MODES, AdamW
-from tests.optim_helpers import CLASSES, EXACT, HYPER, each_elementwise_rule, make, values
+from tests.optim_helpers import EXACT, make, values
 
 
 class Model(torch.nn.Module):

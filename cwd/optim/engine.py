@@ -191,7 +191,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 for number, (name, p, group) in enumerate(self._parameters())
                 if p.grad is not None and p.numel() > 0
             ]
-            self._plan = Plan(slots, self.compile, self.flat, len(slots) == len(params))
+            self._plan = Plan(slots, self.compile, self.flat, len(present) == len(params))
             self._planned = self._known(present)
         return self._plan
 
