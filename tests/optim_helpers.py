@@ -135,7 +135,7 @@ def tensor(*shape, dtype=torch.float32) -> torch.Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-NAN, INF = math.nan, math.inf
+NAN, INF, TWICE = math.nan, math.inf, tensor(2, 2)
 # (class, arguments, what the message must hold: the name, the value, the range)
 REFUSED = [
     *((cls, {"lr": v}, ["lr=", f"{v}", ">= 0"]) for cls in CLASSES.values() for v in (-1e-9, NAN, INF)),
@@ -161,5 +161,7 @@ REFUSED = [
     (Muon, {"params": [tensor(2, 2, dtype=torch.complex64)]}, ["rule=muon", "real", "complex64"]),
     *((cls, {"params": [tensor(2, 2, dtype=torch.int64)]}, ["int64", "floating"]) for cls in CLASSES.values()),
     (AdamW, {"params": [{"params": [tensor(3)], "rule": "adam"}]}, ["rule='adam'", *RULES]),
+    *((cls, {"params": [TWICE, TWICE]}, ["params", "given twice"]) for cls in CLASSES.values()),
+    (AdamW, {"params": [("a", TWICE), ("b", TWICE)]}, ["params", "given twice"]),
     (AdamW, {"params": [{"params": [tensor(3)], "rule": "muon"}]}, ["rule=muon", "(3,)"]),
 ]

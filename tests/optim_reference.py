@@ -84,16 +84,66 @@ def factor(mode, x, u, g, draws=None):
 
 
 def spd_share(x, after, g):
-    """Selective Projection Decay (arXiv 2411.01713, Algorithm 1), anchor 0: the share of the new radius that goes."""
+    """Selective Projection Decay (arXiv 2411.01713, Algorithm 1): the share of the new distance that goes.
+
+    x and after are distances to the anchor, before and after the plain step.
+    """
     new, old = (math.sqrt(math.fsum(np.ravel(v) ** 2)) for v in (after, x))
     return max(0.0, new - old) / new if math.fsum(np.ravel(g * x)) > 0 else 0.0
 
 
-def step(rule, mode, x, g, state, *, lr, weight_decay, hyper, draws=None):
-    """Algorithm 1: x_{t+1} = x_t - lr (u_t + lambda M(u_t, x_t, g_t) x_t). Returns x_{t+1}, u_t and M."""
+def step(rule, mode, x, g, state, *, lr, weight_decay, hyper, draws=None, anchor=0.0):
+    """Algorithm 1, towards an anchor: x_{t+1} = x_t - lr (u_t + lambda M(u_t, x_t - a, g_t) (x_t - a)).
+
+    Returns x_{t+1}, u_t and M.
+    """
     u = RULES[rule](g, state, **hyper)
     if mode == "spd":
-        after, share = x - lr * u, spd_share(x, x - lr * u, g)
-        return after - weight_decay * share * after, u, share
-    m = factor(mode, x, u, g, draws)
-    return x - lr * (u + weight_decay * (m * x)), u, m
+        after = x - lr * u
+        share = spd_share(x - anchor, after - anchor, g)
+        return after - weight_decay * share * (after - anchor), u, share
+    m = factor(mode, x - anchor, u, g, draws)
+    return x - lr * (u + weight_decay * (m * (x - anchor))), u, m
+
+
+def rounding_error(rule, mode, x, g, before, after, u, *, lr, weight_decay, hyper):
+    """A bound on the error of a step that a precision with unit roundoff 1 makes, to first order.
+
+    `before`: the rule's state before the step; `after`, `u`: what :func:`step` gave.
+    """
+    error = update_error(rule, g, before, u, hyper)
+    if mode == "spd":  # a number: its own error, that of u and a few roundings, taken lambda |x - lr u| times
+        plain = x - lr * u
+        share = 8 + 2 * lr * np.linalg.norm(error) / max(np.linalg.norm(plain), np.finfo(float).tiny)
+        return np.abs(after) + np.abs(x) + lr * (error + 3 * np.abs(u)) + weight_decay * share * np.abs(plain)
+    # lambda, its product, the ratio, the sum, lr and its product, and the difference
+    return np.abs(after) + lr * (error + 3 * np.abs(u) + 6 * weight_decay * np.abs(x))
+
+
+def update_error(rule, g, before, u, hyper):
+    """The part of it that is u's.
+
+    sgd: 5 roundings (two coefficients, two products, a sum), of terms as large as they are before they cancel.
+    adamw: 4 such in m, 2 in the bias correction, 8 in the denominator (5 in v, halved by the root; root, correction and
+    its coefficient, eps and its sum), 1 in the quotient. lion: signs are exact. muon: the rounding of the normalised
+    matrix (entries below 1) is magnified by at most a = 3.4445 in each of five iterations; later roundings less.
+    """
+    if rule == "lion":
+        return np.zeros_like(u)
+    if rule == "muon":
+        return np.full_like(u, 3.4445**5 * 0.2 * math.sqrt(max(u.shape)))
+    beta = hyper["momentum"] if rule == "sgd" else hyper["betas"][0]
+    size = beta * np.abs(before["m"]) + (1 - beta) * np.abs(g)
+    if rule == "sgd":
+        return 5 * size
+    t, (beta1, beta2) = before["t"] + 1, hyper["betas"]
+    root = np.sqrt((beta2 * before["v"] + (1 - beta2) * g**2) / (1 - beta2**t))
+    return 15 * size / (1 - beta1**t) / (root + hyper["eps"])
+
+
+def state_error(name, rule, g, before, hyper):
+    """A bound on the error of the state's m or v after a step, as :func:`rounding_error`: 5 roundings."""
+    if rule == "muon":  # m is the sum; the average that the optimizer keeps is 1 - momentum of it
+        return 5 * (hyper["momentum"] * np.abs(before["m"]) + np.abs(g))
+    beta = hyper["momentum"] if rule == "sgd" else hyper["betas"][name == "v" or rule == "lion"]
+    return 5 * (beta * np.abs(before[name]) + (1 - beta) * (g**2 if name == "v" else np.abs(g)))

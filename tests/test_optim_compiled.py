@@ -1,4 +1,4 @@
-"""The compiled step: the eager one to rounding, two compilations a rule and mode, and no recompilation after that."""
+"""The compiled step: two compilations a rule and mode, no recompilation after that, and who is compiled."""
 
 from __future__ import annotations
 
@@ -8,24 +8,13 @@ import shutil
 import pytest
 import torch
 
-from cwd.optim import MODES, AdamW, Lion, Observation, RuleOptimizer, compiled
+from cwd.optim import AdamW, Lion, Observation, RuleOptimizer, compiled
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
 
 # Two dozen tensors of many sizes: whole chunks, a rest, one element, a scalar, a matrix, none.
 SHAPES = [(7,), (3, 5), (64, 33), (1,), (), (0,), (129,), (2, 3, 4), *[(i + 2, 3) for i in range(16)]]
 RULES = {"adamw": {}, "lion": {"betas": (0.9, 0.99)}, "sgd": {"momentum": 0.9}}
-FAST = [
-    ("adamw", "cautious", torch.float32),
-    ("lion", "cautious", torch.bfloat16),
-    ("sgd", "inner_product", torch.float64),
-]
-ALL = [
-    pytest.param(rule, mode, dtype, marks=() if (rule, mode, dtype) in FAST else pytest.mark.slow)
-    for rule in RULES
-    for mode in MODES
-    for dtype in (torch.float32, torch.float64, torch.bfloat16)
-]
 
 
 def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
@@ -46,17 +35,6 @@ def train(optimizer: RuleOptimizer, params: list[torch.nn.Parameter], steps: ran
         for group in optimizer.param_groups:
             group["lr"] = 0.01 / (1 + step)
         optimizer.step()
-
-
-@pytest.mark.parametrize(("rule", "mode", "dtype"), ALL)
-def test_the_compiled_step_is_the_eager_step_to_rounding(rule, mode, dtype):
-    eager, fused = parameters(dtype), parameters(dtype)
-    train(make(eager, rule, mode, compile=False), eager, range(4))
-    train(make(fused, rule, mode, compile=True), fused, range(4))
-    # The compiler may contract a * b + c and reorder sums: some units in the last place of a step, over four steps.
-    tolerance = {torch.float32: 2e-6, torch.float64: 1e-13, torch.bfloat16: 2.0**-7}[dtype]
-    for a, b, shape in zip(eager, fused, SHAPES, strict=True):
-        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance * 0.1, msg=lambda m, s=shape: f"{s}: {m}")
 
 
 def test_a_schedule_of_rates_and_lambdas_compiles_nothing_again():

@@ -1,21 +1,25 @@
-"""What every optimizer keeps to: arguments, groups, dtypes, gradients that are absent, closures, observers."""
+"""The contract: every rule under every mode, on every path, in every dtype, is the reference to rounding."""
 
 from __future__ import annotations
 
 import copy
+import shutil
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from cwd.optim import RULES, SGD, AdamW, Muon, Observation, RuleOptimizer
+from cwd.optim import MODES, RULES, RuleOptimizer, eager
+from cwd.optim.draws import uniform
 from tests import optim_reference as reference
 from tests.optim_helpers import (
-    CLASSES,
     DOUBLE,
     EXACT,
     HYPER,
-    REFUSED,
+    UNIT,
     each_elementwise_rule,
     each_mode,
     each_rule,
@@ -25,10 +29,140 @@ from tests.optim_helpers import (
     numpy64,
     parameters,
     set_gradients,
-    tensor,
     train,
     values,
 )
+
+PATHS = {
+    "eager": {"compile": False},
+    "flat": {"compile": False, "flat": True},
+    "compiled": {"compile": True},
+    "flat compiled": {"compile": True, "flat": True},
+}
+ELEMENTWISE = [mode for mode in MODES if MODES[mode].sums is None]
+LOW = [torch.bfloat16, torch.float16]
+DTYPES = {"eager": [torch.float64, torch.float32, *LOW], "flat": [torch.float64, torch.float32, *LOW]}
+COMPILED_DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+QUICK = [  # compiling takes seconds
+    ("adamw", "cautious", torch.float32),
+    ("lion", "cautious", torch.bfloat16),
+    ("sgd", "inner_product", torch.float64),
+]
+SEED, LR, LAMBDA = 5, 0.25, 0.7
+
+
+def combinations() -> Iterator[Any]:
+    for path in PATHS:
+        for rule in RULES:
+            for mode in MODES:
+                possible = rule != "muon" and (mode in ELEMENTWISE or "flat" not in path)
+                if possible or path == "eager":
+                    for dtype in DTYPES.get(path, COMPILED_DTYPES):
+                        quick = "compiled" not in path or (rule, mode, dtype) in QUICK
+                        yield pytest.param(
+                            path,
+                            rule,
+                            mode,
+                            dtype,
+                            marks=() if quick else pytest.mark.slow,
+                            id="-".join([path, rule, mode, str(dtype).removeprefix("torch.")]),
+                        )
+
+
+def tensors(rule: str, dtype: torch.dtype, path: str) -> list[torch.nn.Parameter]:
+    """Of many sizes: none, one element, a scalar, several pieces, enough small ones for a whole graph and a rest."""
+    if rule == "muon":
+        shapes = [(0, 3), (6, 4), (4, 6), (5, 5), (1, 9), (9, 1), (40, 31)]
+    else:
+        shapes = [(0,), (1,), (), (7,), (2, 3, 4), (64, 33), (129,), *[(i + 2, 3) for i in range(14)]]
+    params = [0.3 * normal(*shape, seed=i) for i, shape in enumerate(shapes)]
+    for x in params:
+        if x.numel() > 3:
+            x.view(-1)[1:3] = torch.tensor([0.0, -0.0])
+    if "flat" not in path:  # there, one tensor that is not contiguous keeps its group from being flat
+        params += [0.3 * normal(5, 7, seed=99).mT]
+    params = [x.to(dtype) for x in params]
+    if "flat" not in path:
+        params.append((0.3 * normal(6, 8, seed=98)).to(dtype)[:, ::2])
+    return [torch.nn.Parameter(x) for x in params]
+
+
+def gradient(p: torch.Tensor, index: int, step: int) -> torch.Tensor:
+    """With zeros of both signs, and for every third tensor not contiguous."""
+    g = normal(*p.shape, seed=1000 * step + index).to(p.dtype)
+    if p.numel() > 3:
+        g.view(-1)[0], g.view(-1)[3] = 0.0, -0.0
+    return g.mT.contiguous().mT if g.ndim == 2 and index % 3 == 0 else g
+
+
+def absent(index: int, step: int) -> bool:
+    return step == 3 and index % 4 == 1
+
+
+def state_before(rule: str, state) -> dict:
+    """The paper's state from the optimizer's. Muon: the paper's sum from the exponential average."""
+    if not state:
+        return {"m": 0.0, "v": 0.0, "t": 0}
+    name = {"muon": "momentum_buffer", "sgd": "momentum_buffer"}.get(rule, "exp_avg")
+    m = numpy64(state[name]).copy() / (1 - HYPER["muon"]["momentum"] if rule == "muon" else 1)
+    v = numpy64(state["exp_avg_sq"]).copy() if rule == "adamw" else 0.0
+    return {"m": m, "v": v, "t": int(state["step"])}
+
+
+def check(rule: str, mode: str, p, x, g, before: dict, after: dict, draws) -> None:
+    """One tensor's step: parameter and state within the rounding errors of the precision of the computation."""
+    # float64's reference makes the same errors
+    unit = 2.0**-52 if p.dtype == torch.float64 else UNIT
+    hyper, state = HYPER[rule], dict(before)
+    settings = {"lr": LR, "weight_decay": LAMBDA, "hyper": hyper}
+    expected, u, _ = reference.step(rule, mode, x, g, state, **settings, draws=draws)
+    bound = unit * reference.rounding_error(rule, mode, x, g, before, expected, u, **settings)
+    low, high = (torch.as_tensor(v).to(p.dtype) for v in (expected - bound, expected + bound))
+    assert ((low <= p) & (p <= high)).all()  # so a low precision is rounded to once
+    for name in {"m", "v"} & set(state) if rule == "adamw" else {"m"}:
+        bound = unit * reference.state_error(name, rule, g, before, hyper)
+        assert np.all(np.abs(after[name] - state[name]) <= bound), name
+
+
+@pytest.mark.parametrize(("path", "rule", "mode", "dtype"), list(combinations()))
+def test_each_step_is_the_reference_to_rounding(path, rule, mode, dtype, monkeypatch):
+    if "compiled" in path and shutil.which("g++") is None:
+        pytest.skip("compiling for the CPU needs g++")
+    for name, size in {"PIECE": 512, "SMALL": 64, "TOGETHER": 200}.items():  # all paths at sizes that are quick
+        monkeypatch.setattr(eager, name, size)
+    params = tensors(rule, dtype, path)
+    optimizer = make(rule, params, mode, lr=LR, weight_decay=LAMBDA, seed=SEED, **PATHS[path])
+    for step in range(1, 5):
+        before = [(numpy64(p).copy(), state_before(rule, optimizer.state.get(p))) for p in params]
+        for i, p in enumerate(params):
+            p.grad = None if absent(i, step) else gradient(p, i, step)
+        given = [None if p.grad is None else p.grad.clone() for p in params]
+        optimizer.step()
+        took(path, optimizer, complete=step != 3)
+        for i, (p, (x, state), g) in enumerate(zip(params, before, given, strict=True)):
+            after = state_before(rule, optimizer.state.get(p))
+            if g is None:
+                assert np.array_equal(numpy64(p), x)
+                assert after["t"] == state["t"]
+            elif p.numel() > 0:
+                assert torch.equal(p.grad, g)
+                assert after["t"] == state["t"] + 1
+                draws = uniform(p.shape, (SEED, after["t"], i)).numpy()
+                check(rule, mode, p.detach(), x, numpy64(g), state, after, draws)
+            wide = torch.float32 if dtype in LOW else dtype
+            assert {v.dtype for k, v in optimizer.state.get(p, {}).items() if k != "step"} <= {wide}
+
+
+def took(path: str, optimizer: RuleOptimizer, complete: bool) -> None:
+    """Whether the step went the way that is asked for: else another one would be tested twice."""
+    sets = optimizer._plan.sets
+    if "flat" in path and complete:
+        assert all(one.flat is not None for one in sets)
+        assert all((one.flat_chunk is not None) == ("compiled" in path) for one in sets)
+    else:
+        graphs = {len(chunk.slots) for one in sets for chunk in one.chunks}
+        assert graphs == ({1, 10} if "compiled" in path else set())
+        assert any(one.alone for one in sets) or path != "eager"
 
 
 @each_mode
@@ -122,165 +256,3 @@ def test_memory_layout_does_not_change_the_step(rule, mode, layout):
         right.step()
     # Muon's matrix products, and norms, may sum in another order
     assert_close(strided.detach(), plain.detach(), **(DOUBLE if rule == "muon" or mode == "spd" else EXACT))
-
-
-def test_sparse_gradients_are_refused_by_name():
-    embedding = torch.nn.Embedding(5, 3, sparse=True)
-    for params, name in (([("tokens.weight", embedding.weight)], "tokens.weight"), ([embedding.weight], "group0.0")):
-        optimizer = AdamW(params)
-        embedding(torch.tensor([1])).sum().backward()
-        before = embedding.weight.detach().clone()
-        with pytest.raises(ValueError, match=rf"{name}: sparse"):
-            optimizer.step()
-        assert torch.equal(embedding.weight, before)
-
-
-@pytest.mark.parametrize(("cls", "arguments", "words"), REFUSED, ids=lambda v: str(v) if isinstance(v, dict) else "")
-def test_a_bad_value_is_refused_with_its_name_and_the_range(cls, arguments, words):
-    with pytest.raises(ValueError) as error:
-        cls(**{"params": [tensor(2, 2)], **arguments})
-    for word in words:
-        assert word in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "bad", [{"lr": -1.0}, {"decay": "no"}, {"rule": "no"}, {"betas": 0.9}, {"lr": None}, {"lr": "fast"}], ids=str
-)
-def test_a_bad_group_leaves_the_optimizer_as_it_was(bad):
-    params, alone = parameters("adamw"), parameters("adamw")
-    optimizer = make("adamw", params)
-    extra = torch.nn.Parameter(torch.ones(3))
-    with pytest.raises((ValueError, TypeError)):
-        optimizer.add_param_group({"params": [extra], **bad})
-    assert len(optimizer.param_groups) == 1
-    optimizer.add_param_group({"params": [extra]})  # and the tensor can still be added
-    assert_close(train(optimizer, params, range(1, 4)), train(make("adamw", alone), alone, range(1, 4)), **EXACT)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_rule_alone_brings_its_default_hyperparameters(rule):
-    params, named = parameters(rule), parameters(rule)
-    bare = RuleOptimizer(params, {"rule": rule, "lr": 0.05, "weight_decay": 0.7})
-    full = RuleOptimizer(named, {"rule": rule, "lr": 0.05, "weight_decay": 0.7, **RULES[rule].defaults})
-    assert_close(train(bare, params, range(1, 4)), train(full, named, range(1, 4)), **EXACT)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_rules_defaults_are_its_classs_defaults(rule):
-    params = [torch.nn.Parameter(torch.zeros(2, 2))]
-    group = CLASSES[rule](params).param_groups[0]
-    assert group["decay"] == "cautious"
-    assert {name: group[name] for name in RULES[rule].defaults} == RULES[rule].defaults
-
-
-def test_a_muon_optimizer_with_an_adamw_group_is_muon_and_adamw():
-    def tensors():
-        return torch.nn.Parameter(normal(6, 4)), torch.nn.Parameter(normal(4, seed=1))
-
-    adamw = {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-4, "weight_decay": 0.3, "decay": "opposite"}
-    matrix, bias = tensors()
-    both = Muon([{"params": [matrix]}, {"params": [bias], "rule": "adamw", **adamw}], lr=0.05)
-    lone_matrix, lone_bias = tensors()
-    muon_alone, adamw_alone = Muon([lone_matrix], lr=0.05), AdamW([lone_bias], **adamw)
-    for step in range(1, 9):
-        train(both, [matrix, bias], [step])
-        set_gradients([lone_matrix, lone_bias], step)
-        muon_alone.step()
-        adamw_alone.step()
-    assert_close([matrix, bias], [lone_matrix, lone_bias], **EXACT)
-
-
-def test_a_group_of_another_rule_takes_that_rules_defaults_not_the_optimizers():
-    bias = torch.nn.Parameter(torch.zeros(3))
-    optimizer = Muon([{"params": [bias], "rule": "adamw"}], eps=1e-3)
-    assert {k: optimizer.param_groups[0][k] for k in RULES["adamw"].defaults} == RULES["adamw"].defaults
-
-
-@each_rule
-def test_groups_may_differ_in_mode_rate_and_lambda(rule):
-    settings = [
-        {"lr": 0.05, "weight_decay": 0.7, "decay": "cautious"},
-        {"lr": 0.01, "weight_decay": 0.2, "decay": "scaled"},
-        {"lr": 0.1, "weight_decay": 0.0, "decay": "opposite", "maximize": True},
-    ]
-    together, alone = parameters(rule), parameters(rule)
-    joined = CLASSES[rule]([{"params": [p], **s} for p, s in zip(together, settings, strict=True)], lr=3.0)
-    separate = [CLASSES[rule]([p], **s) for p, s in zip(alone, settings, strict=True)]
-    for step in range(1, 6):
-        train(joined, together, [step])
-        set_gradients(alone, step)
-        for optimizer in separate:
-            optimizer.step()
-    assert_close(values(together), values(alone), **EXACT)
-
-
-def test_a_closure_runs_once_with_gradients_on_and_its_loss_comes_back():
-    p, calls = torch.nn.Parameter(torch.tensor([3.0])), []
-    optimizer = SGD([p], lr=0.5, momentum=0.0, weight_decay=0.0)
-
-    def closure():
-        calls.append(torch.is_grad_enabled())
-        optimizer.zero_grad()
-        loss = (p**2).sum()
-        loss.backward()
-        return loss
-
-    assert optimizer.step(closure).item() == 9.0
-    assert calls == [True]
-    assert p.item() == 0.0  # 3 - 0.5 * 6: the closure's gradient was used
-    assert SGD([p]).step() is None
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=10),
-        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
-        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=12, cycle_momentum=False),
-    ],
-    ids=["cosine", "lambda", "one cycle"],
-)
-def test_torchs_schedulers_set_the_rate_of_update_and_decay(schedule):
-    p = torch.nn.Parameter(normal(7))
-    optimizer = make("adamw", [p])
-    scheduler, x, state, rates = schedule(optimizer), numpy64(p).copy(), {}, []
-    for step in range(1, 9):
-        rates.append(scheduler.get_last_lr()[0])
-        train(optimizer, [p], [step])
-        scheduler.step()
-        settings = {"lr": rates[-1], "weight_decay": 0.7, "hyper": HYPER["adamw"]}
-        x = reference.step("adamw", "cautious", x, numpy64(gradient_of(p, 0, step)), state, **settings)[0]
-    assert len(set(rates)) == 8
-    assert_close(p.detach(), torch.as_tensor(x), **DOUBLE)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("maximize", [False, True])
-@each_rule
-def test_the_observer_sees_x_before_the_step_the_final_u_and_the_gradient_descended(rule, maximize, dtype):
-    params, seen = parameters(rule, dtype), []
-    optimizer = make(rule, [(f"p{i}", p) for i, p in enumerate(params)], maximize=maximize)
-    optimizer.observer = lambda o: seen.append(Observation(o.name, o.x.clone(), o.u.clone(), o.g.clone()))
-    for step in range(1, 4):
-        before = values(params)
-        seen.clear()
-        train(optimizer, params, [step])
-        assert [o.name for o in seen] == ["p0", "p1", "p2"]
-        for i, (p, x, o) in enumerate(zip(params, before, seen, strict=True)):
-            assert torch.equal(o.x.to(dtype), x)
-            assert torch.equal(o.g.to(dtype), gradient_of(p, i, step) * (-1 if maximize else 1))
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            assert {o.x.dtype, o.u.dtype, o.g.dtype} == {wide}
-            mask = torch.as_tensor(reference.not_opposed(o.u.numpy(), o.x.numpy()))
-            expected = (o.x - 0.05 * (o.u + 0.7 * (mask * o.x))).to(dtype)
-            assert_close(p.detach(), expected, **(DOUBLE if dtype == torch.float64 else EXACT))
-
-
-@each_mode
-@each_rule
-def test_an_observer_does_not_change_the_step(rule, mode):
-    watched, alone = parameters(rule), parameters(rule)
-    optimizer, seen = make(rule, watched, mode), []
-    optimizer.observer = lambda o: seen.append(o.name)
-    assert_close(train(optimizer, watched, range(1, 6)), train(make(rule, alone, mode), alone, range(1, 6)), **EXACT)
-    assert len(seen) == 5 * len(watched)

@@ -74,7 +74,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self.seed, self.compile, self.flat, self.measure = seed, compile, flat, False
         self.observer: Callable[[Observation], None] | None = None
         self._plan: Plan | None = None
-        self._planned: list[int] = []  # the parameters that the plan is of
+        self._planned: list[int] = []  # what the plan is of
         self._measured: Measured = []
 
     def __getstate__(self) -> dict[str, Any]:  # torch's leaves out what it does not know
@@ -183,10 +183,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         grads = [p.grad for p in params]
         if any(g is not None and g.layout is not torch.strided for g in grads):
             self._refuse_sparse()
-        present = [id(p) for p, g in zip(params, grads, strict=True) if g is not None]
-        if self._plan is None or self._planned != present or not self._plan.fits():
-            if self._plan is not None:
-                self._plan.release()
+        present = [p for p, g in zip(params, grads, strict=True) if g is not None]
+        if self._plan is None or self._planned != self._known(present) or not self._plan.fits():
             for group in self.param_groups:  # settings may have been changed by hand
                 check_group(group)
             slots = [
@@ -194,9 +192,14 @@ class RuleOptimizer(torch.optim.Optimizer):
                 for number, (name, p, group) in enumerate(self._parameters())
                 if p.grad is not None and p.numel() > 0
             ]
-            self._plan = Plan(slots, self.compile, self.flat, len(slots) == len(params))
-            self._planned = present
+            self._plan = Plan(slots, self.compile, self.flat, len(present) == len(params))
+            self._planned = self._known(present)
         return self._plan
+
+    def _known(self, present: list[Tensor]) -> list[int]:
+        """The groups, what they hold, the entries of the state, and the parameters with gradients, by identity."""
+        sizes = [len(group["params"]) for group in self.param_groups]
+        return sizes + [id(one) for one in (*self.param_groups, *self.state.values(), *present)]
 
     def _refuse_sparse(self) -> None:
         for name, p, _ in self._parameters():
@@ -217,6 +220,6 @@ def _loaded(name: str, value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     if name == "step":
         return torch.as_tensor(value, dtype=torch.float32).clone()
     if name == "anchor":
-        return value.to(dtype=p.dtype, device=p.device, copy=True)
+        return value.to(device=p.device, copy=True)
     wide = p.dtype if p.is_complex() else computing_dtype(p.dtype)
     return value.to(dtype=group["state_dtype"] or wide, device=p.device, copy=True)

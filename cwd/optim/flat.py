@@ -34,7 +34,8 @@ class Flat:
         self.params = [slot.p for slot in slots]
         p = self._move([slot.x for slot in slots])
         for slot, view in zip(slots, self._views(p), strict=True):
-            slot.p.data = slot.x = view
+            slot.p.data = view
+            slot.x = slot.p.detach()  # which counts its versions with it
         state = {"step": first.state["step"]}
         names = (*first.names, *(["anchor"] if isinstance(first.anchor, Tensor) else []))
         for name in names:
@@ -75,8 +76,12 @@ class Flat:
         return flat
 
     def _views(self, flat: Tensor) -> list[Tensor]:
+        """Tensors on parts of `flat`, with storages of their own: what saves a model takes tensors of one storage for
+        tied, and safetensors and accelerate then leave all but one of them out.
+        """
         parts = flat.split([_padded(param.numel()) for param in self.params])
-        return [part[: param.numel()].view(param.shape) for part, param in zip(parts, self.params, strict=True)]
+        views = [part[: param.numel()].view(param.shape) for part, param in zip(parts, self.params, strict=True)]
+        return [torch.from_dlpack(view) for view in views]
 
 
 def _padded(elements: int) -> int:

@@ -96,6 +96,8 @@ def check_group(group: dict[str, Any]) -> None:
     if group["state_dtype"] not in STATE_DTYPES:
         raise ValueError(f"state_dtype={group['state_dtype']}: allowed are {', '.join(map(str, STATE_DTYPES))}")
     RULES[group["rule"]].check(group)
+    if len(set(map(id, group["params"]))) < len(group["params"]):
+        raise ValueError("params: a parameter is given twice, and would be stepped twice")
     for p in group["params"]:
         _check_parameter(group, p)
 

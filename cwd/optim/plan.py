@@ -44,26 +44,22 @@ class Plan:
         """Steps everything; returns the sums of the measures if `measured`."""
         return [found for one in self.sets for found in one.step(seed, measured)]
 
-    def release(self) -> None:
-        """Gives every slot a step count of its own again, before another plan is made."""
-        for one in self.sets:
-            for slot in one.slots:
-                if slot.state.get("step") is one.counter:
-                    slot.state["step"] = one.counter.clone()
-
     @property
     def flats(self) -> Iterable[Flat]:
         """The flat buffers there are."""
         return (one.flat for one in self.sets if one.flat is not None)
 
-    def _look(self) -> tuple[list[int], list[int]]:
-        """Which tensors there are, and where they lie."""
+    def _look(self) -> tuple[list[torch.Size], list[int], list[int]]:
+        """Which tensors there are, and where they lie. Of hundreds of tensors in each step: so no method of a slot."""
+        params = [slot.p for slot in self.slots]
         state = [value for slot in self.slots for value in slot.state.values()]
-        return list(map(id, state)), list(map(Tensor.data_ptr, [*[slot.p for slot in self.slots], *state]))
+        where = list(map(Tensor.data_ptr, [*params, *state]))
+        return [p.shape for p in params], list(map(id, state)), where  # the data may be replaced by a part of itself
 
     def _settings(self) -> list[Any]:
         groups = {id(one.group): one.group for one in self.sets}
-        return [(fixed_settings(group), group["anchor"]) for group in groups.values()]
+        others = ("anchor", "state_dtype", "decay_schedule", "decay_steps", "lr_max")
+        return [(fixed_settings(group), [group[name] for name in others]) for group in groups.values()]
 
 
 class Set:
@@ -71,7 +67,7 @@ class Set:
 
     def __init__(self, slots: Sequence[Slot], compiled: set[int], flat: bool) -> None:
         self.slots, self.group = slots, slots[0].group
-        self.counter: Tensor = slots[0].state["step"]
+        self.counter: Tensor = slots[0].state["step"].clone()  # which no tensor outside of the set counts in
         for slot in slots:
             slot.state["step"] = self.counter
         self.flat = Flat(slots) if flat and can_flatten(slots) else None
@@ -134,6 +130,7 @@ def _alike(slots: Sequence[Slot]) -> Iterable[list[Slot]]:
     alike: dict[Any, list[Slot]] = {}
     for slot in slots:
         assert slot.p.grad is not None
-        key = (id(slot.group), slot.p.dtype, slot.p.grad.dtype, slot.p.device, slot.state["step"].item())
+        dtypes = [tensor.dtype for tensor in (slot.p, slot.p.grad, *(slot.state[name] for name in slot.stored))]
+        key = (id(slot.group), *dtypes, slot.p.device, slot.state["step"].item())
         alike.setdefault(key, []).append(slot)
     return alike.values()

@@ -24,6 +24,7 @@ class Slot:
         x, buffers, anchor: the tensors that are stepped. Of a DTensor its local shard, of a complex tensor its view as
             real numbers.
         dtype: of the computation. `plain`: all of these are contiguous. `simple`: the gradient is stepped as it is.
+        stored: names of the entries of `state` that are of the parameter's shape and take part.
         size: elements of the whole tensor. `elements`, `total`: see :class:`cwd.optim.update.Part` and Whole.
     """
 
@@ -35,6 +36,8 @@ class Slot:
         self.names = tuple(name for name in RULES[group["rule"]].buffers if name in state)
         self.buffers = {name: local(state[name]) for name in self.names}
         self.anchor: Anchor = local(state["anchor"]) if group["anchor"] == "initial" else group["anchor"]
+        self.stored = (*self.names, *(["anchor"] if isinstance(self.anchor, Tensor) else []))
+        self._check_shapes()
         self.size = p.numel() * (2 if p.is_complex() else 1)
         self.elements, self.total = shares_of(p)
         tensors = [self.x, *self.buffers.values(), *([self.anchor] if isinstance(self.anchor, Tensor) else [])]
@@ -78,6 +81,16 @@ class Slot:
         if group["anchor"] == "initial" and "anchor" not in state:
             state["anchor"] = self.p.detach().clone()
 
+    def _check_shapes(self) -> None:
+        found = {name: self.state[name].shape for name in self.stored}
+        if self.p.grad is not None:
+            found["grad"] = self.p.grad.shape
+        for name, shape in found.items():
+            if shape != self.p.shape:
+                raise ValueError(
+                    f"{self.name}: {name} of shape {tuple(shape)}; the parameter's is {tuple(self.p.shape)}"
+                )
+
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for bfloat16 and float16, else the tensor's own; of a complex tensor, that of its parts."""
@@ -104,4 +117,6 @@ def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
         if like is not None and tensor.placements != like.placements:  # type: ignore[attr-defined]
             tensor = tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined]
         tensor = tensor.to_local()  # type: ignore[attr-defined]
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    if not tensor.is_complex():
+        return tensor
+    return torch.view_as_real(tensor if like is None else tensor.resolve_conj())
