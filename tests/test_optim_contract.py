@@ -19,6 +19,7 @@ from tests.optim_helpers import (
     DOUBLE,
     EXACT,
     HYPER,
+    PATHS,
     UNIT,
     each_elementwise_rule,
     each_mode,
@@ -33,12 +34,6 @@ from tests.optim_helpers import (
     values,
 )
 
-PATHS = {
-    "eager": {"compile": False},
-    "flat": {"compile": False, "flat": True},
-    "compiled": {"compile": True},
-    "flat compiled": {"compile": True, "flat": True},
-}
 ELEMENTWISE = [mode for mode in MODES if MODES[mode].sums is None]
 LOW = [torch.bfloat16, torch.float16]
 DTYPES = {"eager": [torch.float64, torch.float32, *LOW], "flat": [torch.float64, torch.float32, *LOW]}
