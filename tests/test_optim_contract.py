@@ -161,6 +161,35 @@ def took(path: str, optimizer: RuleOptimizer, complete: bool) -> None:
         assert any(one.alone for one in sets) or path != "eager"
 
 
+# (u, x): zeros of both signs, products that underflow or overflow in float32
+SIGNS = [(u, x) for u in (2.0, -2.0, 0.0, -0.0) for x in (4.0, -4.0, 0.0, -0.0)]
+SIGNS += [
+    (1e-30, -1e-30),
+    (-1e-30, 1e-30),
+    (1e-30, 1e-30),
+    (1e30, -1e30),
+    (1e30, 1e30),
+    (1e-30, -1e30),
+    (3e-30, -1e-30),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["cautious", "opposite", "gradient"])
+@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.slow if "compiled" in p else ()) for p in PATHS])
+def test_every_path_reads_the_signs_of_zeros_and_of_tiny_numbers(path, mode, dtype):
+    us, xs = (torch.tensor(column, dtype=dtype) for column in zip(*SIGNS, strict=True))
+    params = [torch.nn.Parameter(xs.clone()) for _ in range(2)]
+    for p in params:
+        p.grad = us.clone()
+    make("sgd", params, mode, lr=0.5, weight_decay=0.5, momentum=0.0, **PATHS[path]).step()
+    u, x = numpy64(us), numpy64(xs)
+    mask = np.array([not (a > 0 > b or a < 0 < b) for a, b in SIGNS])
+    expected = x - 0.5 * (u + 0.5 * (mask if mode != "opposite" else ~mask) * x)
+    for p in params:
+        assert np.all(np.abs(numpy64(p) - expected) <= 4 * UNIT * (np.abs(x) + np.abs(u)))
+
+
 @each_mode
 @each_rule
 def test_maximize_is_minimising_with_negated_gradients(rule, mode):
