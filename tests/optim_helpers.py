@@ -25,6 +25,12 @@ ANY_SHAPE = ((6, 4), (7,), ())
 UNIT = 2.0**-24  # the unit roundoff of float32
 EXACT = {"rtol": 0, "atol": 0}
 DOUBLE = {"rtol": 1e-12, "atol": 1e-12}  # float64 over tens of steps; values are of order 1
+PATHS = {
+    "eager": {"compile": False},
+    "flat": {"compile": False, "flat": True},
+    "compiled": {"compile": True},
+    "flat compiled": {"compile": True, "flat": True},
+}
 each_rule = pytest.mark.parametrize("rule", CLASSES)
 each_elementwise_rule = pytest.mark.parametrize("rule", ["adamw", "lion", "sgd"])
 each_mode = pytest.mark.parametrize("mode", MODES)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import shutil
+from functools import cache
 
 import pytest
 import torch
+import torch.fx.experimental._config as symbolic_shapes
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from cwd.optim import AdamW, Lion, Observation, RuleOptimizer, compiled
+from cwd.optim import MODES, AdamW, Lion, Observation, RuleOptimizer, compiled
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU needs g++")
 
@@ -100,3 +103,24 @@ def test_large_models_compile_by_themselves(elements, expected, monkeypatch):
         cls([p]).step()
         cls([p], compile=False).step()
     assert calls == [1, 1] * expected
+
+
+@pytest.mark.parametrize(("mode", "stochastic"), [(mode, False) for mode in MODES] + [("none", True), ("random", True)])
+def test_a_graph_holds_for_tensors_of_all_sizes(mode, stochastic, monkeypatch):
+    """No size is taken for a constant: the graph itself, not yet compiled, steps tensors of other sizes."""
+
+    def trace(function, examples):
+        with torch.no_grad(), symbolic_shapes.patch(use_duck_shape=False):
+            return make_fx(function, tracing_mode="symbolic")(examples)
+
+    monkeypatch.setattr(compiled, "_compiled", cache(compiled._compiled.__wrapped__))
+    monkeypatch.setattr(compiled, "_compile", trace)
+    monkeypatch.setattr(compiled, "CHUNK", 2)
+    results = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(size).to(torch.bfloat16)) for size in (7, 300, 2, 90)]
+        optimizer = make(params, "sgd", mode, compile, stochastic_rounding=stochastic)
+        train(optimizer, params, range(2))
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=0, atol=0)

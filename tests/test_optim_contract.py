@@ -19,6 +19,7 @@ from tests.optim_helpers import (
     DOUBLE,
     EXACT,
     HYPER,
+    PATHS,
     UNIT,
     each_elementwise_rule,
     each_mode,
@@ -33,12 +34,6 @@ from tests.optim_helpers import (
     values,
 )
 
-PATHS = {
-    "eager": {"compile": False},
-    "flat": {"compile": False, "flat": True},
-    "compiled": {"compile": True},
-    "flat compiled": {"compile": True, "flat": True},
-}
 ELEMENTWISE = [mode for mode in MODES if MODES[mode].sums is None]
 LOW = [torch.bfloat16, torch.float16]
 DTYPES = {"eager": [torch.float64, torch.float32, *LOW], "flat": [torch.float64, torch.float32, *LOW]}
@@ -161,8 +156,38 @@ def took(path: str, optimizer: RuleOptimizer, complete: bool) -> None:
         assert all((one.flat_chunk is not None) == ("compiled" in path) for one in sets)
     else:
         graphs = {len(chunk.slots) for one in sets for chunk in one.chunks}
-        assert graphs == ({1, 10} if "compiled" in path else set())
+        drawing = optimizer.param_groups[0]["decay"] == "random"
+        assert graphs == (({1} if drawing else {1, 10}) if "compiled" in path else set())
         assert any(one.alone for one in sets) or path != "eager"
+
+
+# (u, x): zeros of both signs, products that underflow or overflow in float32
+SIGNS = [(u, x) for u in (2.0, -2.0, 0.0, -0.0) for x in (4.0, -4.0, 0.0, -0.0)]
+SIGNS += [
+    (1e-30, -1e-30),
+    (-1e-30, 1e-30),
+    (1e-30, 1e-30),
+    (1e30, -1e30),
+    (1e30, 1e30),
+    (1e-30, -1e30),
+    (3e-30, -1e-30),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["cautious", "opposite", "gradient"])
+@pytest.mark.parametrize("path", [pytest.param(p, marks=pytest.mark.slow if "compiled" in p else ()) for p in PATHS])
+def test_every_path_reads_the_signs_of_zeros_and_of_tiny_numbers(path, mode, dtype):
+    us, xs = (torch.tensor(column, dtype=dtype) for column in zip(*SIGNS, strict=True))
+    params = [torch.nn.Parameter(xs.clone()) for _ in range(2)]
+    for p in params:
+        p.grad = us.clone()
+    make("sgd", params, mode, lr=0.5, weight_decay=0.5, momentum=0.0, **PATHS[path]).step()
+    u, x = numpy64(us), numpy64(xs)
+    mask = np.array([not (a > 0 > b or a < 0 < b) for a, b in SIGNS])
+    expected = x - 0.5 * (u + 0.5 * (mask if mode != "opposite" else ~mask) * x)
+    for p in params:
+        assert np.all(np.abs(numpy64(p) - expected) <= 4 * UNIT * (np.abs(x) + np.abs(u)))
 
 
 @each_mode

@@ -10,10 +10,11 @@ import torch
 from torch.testing import assert_close
 
 from cwd.optim import SGD
-from tests.optim_helpers import EXACT, make, normal, set_gradients, train, values
+from tests.optim_helpers import EXACT, PATHS, gradient_of, make, normal, set_gradients, train, values
 
 COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda optimizer: pickle.loads(pickle.dumps(optimizer))}
 SHAPES = [(3, 4), (5,), (5,), (1,)]
+COMPILED = [path for path in PATHS if "compiled" in path]
 
 
 def step_counts(optimizer) -> list[float]:
@@ -167,3 +168,144 @@ def test_a_setting_changed_by_hand_to_what_cannot_be_is_refused(change, named):
     with pytest.raises(ValueError, match=named):
         optimizer.step()
     assert_close(values(params), before, **EXACT)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_module_that_changes_its_dtype_keeps_its_state_and_is_computed_in_the_new_one(flat):
+    module = torch.nn.Linear(4, 3)
+    params = list(module.parameters())
+    optimizer = make("sgd", params, flat=flat, momentum=0.5, weight_decay=0.0, lr=0.1)
+    train(optimizer, params, [1])
+    module.to(torch.float64)
+    before, buffers = values(params), [optimizer.state[p]["momentum_buffer"].double().clone() for p in params]
+    train(optimizer, params, [2])
+    for p, x, m in zip(params, before, buffers, strict=True):
+        assert p.dtype == torch.float64
+        assert_close(p.detach(), x - 0.1 * (0.5 * m + 0.5 * p.grad), rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_state_dict_that_is_loaded_on_the_way_replaces_what_was(flat):
+    optimizer, params = begin(flat)
+    saved, at = copy.deepcopy(optimizer.state_dict()), values(params)
+    expected = train(optimizer, params, [3, 4])
+    train(optimizer, params, [5, 6, 7])
+    optimizer.load_state_dict(saved)
+    with torch.no_grad():
+        for p, x in zip(params, at, strict=True):
+            p.copy_(x)
+    assert_close(train(optimizer, params, [3, 4]), expected, **EXACT)
+    assert step_counts(optimizer) == [4] * len(params)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_group_added_on_the_way_begins_with_its_own_first_step(flat):
+    optimizer, params = begin(flat)
+    fresh, twins = rebuilt(optimizer, params)
+    late, alone = (torch.nn.Parameter(normal(5, seed=7)) for _ in range(2))
+    optimizer.add_param_group({"params": [late], "lr": 0.1})
+    single = make("adamw", [alone], lr=0.1)
+    for step in (3, 4):
+        set_gradients([*params, late], step)
+        optimizer.step()
+        alone.grad = late.grad.clone()
+        single.step()
+    assert_close(values(params), train(fresh, twins, [3, 4]), **EXACT)
+    assert_close(late.detach(), alone.detach(), **EXACT)
+    assert step_counts(optimizer) == [4, 4, 4, 4, 2]
+
+
+@pytest.mark.parametrize("path", ["eager", "flat", *(pytest.param(p, marks=pytest.mark.slow) for p in COMPILED)])
+def test_gradients_that_come_and_go_leave_each_tensor_its_own_steps(path):
+    """Each tensor ends as if it had been trained alone, on the steps in which it had a gradient."""
+    pattern = ["0123", "0", "12", "0123", "", "3", "0123", "0123", "13"]
+    params = [torch.nn.Parameter(normal(*shape, seed=i)) for i, shape in enumerate(SHAPES)]
+    optimizer = make("adamw", params, **PATHS[path])
+    for step, present in enumerate(pattern, 1):
+        set_gradients(params, step)
+        for i, p in enumerate(params):
+            if str(i) not in present:
+                p.grad = None
+        optimizer.step()
+    for i, p in enumerate(params):
+        alone = torch.nn.Parameter(normal(*SHAPES[i], seed=i))
+        single = make("adamw", [alone], compile="compiled" in path)
+        steps = [step for step, present in enumerate(pattern, 1) if str(i) in present]
+        for step in steps:
+            alone.grad = gradient_of(alone, i, step)
+            single.step()
+        assert_close(p.detach(), alone.detach(), **EXACT)
+        assert optimizer.state_dict()["state"][i]["step"] == len(steps)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_state_dict_gives_each_tensor_a_step_of_its_own(flat):
+    optimizer, _ = begin(flat)
+    steps = [entry["step"] for entry in optimizer.state_dict()["state"].values()]
+    assert len({step.data_ptr() for step in steps}) == len(SHAPES)
+    steps[0].fill_(99)
+    assert step_counts(optimizer) == [2] * len(SHAPES)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_exception_in_a_closure_leaves_everything_as_it_was(flat):
+    optimizer, params = begin(flat)
+    fresh, twins = rebuilt(optimizer, params)
+    before = values(params)
+
+    def closure():
+        raise RuntimeError("out of data")
+
+    with pytest.raises(RuntimeError, match="out of data"):
+        optimizer.step(closure)
+    assert_close(values(params), before, **EXACT)
+    assert step_counts(optimizer) == [2] * len(SHAPES)
+    assert_close(train(optimizer, params, [3]), train(fresh, twins, [3]), **EXACT)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_sparse_gradient_is_refused_before_anything_is_stepped(flat):
+    dense, embedding = torch.nn.Parameter(torch.ones(3)), torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = SGD([dense, embedding.weight], flat=flat)
+    for p in (dense, embedding.weight):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before, state = values([dense, embedding.weight]), copy.deepcopy(optimizer.state_dict()["state"])
+    embedding.weight.grad = None
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match=r"group0\.1: sparse"):
+        optimizer.step()
+    assert_close(values([dense, embedding.weight]), before, **EXACT)
+    assert_close(optimizer.state_dict()["state"], state, **EXACT)
+    embedding.weight.grad = torch.ones(5, 3)
+    optimizer.step()
+    assert step_counts(optimizer) == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("weight_deacy", "weight_decay"), ("beta", "betas"), ("decays", "decay"), ("anchors", "anchor")]
+)
+def test_a_misspelt_key_of_a_group_is_refused_with_the_name_that_was_meant(key, meant):
+    optimizer, _ = begin()
+    with pytest.raises(ValueError, match=f"{key}: .*{meant}"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], key: 0.1})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_keys_of_schedulers_and_of_the_users_own_are_kept():
+    optimizer, _ = begin()
+    keys = {"initial_lr": 0.1, "lr_scale": 0.5, "layer": 3, "name": "head"}
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], **keys})
+    assert keys.items() <= optimizer.param_groups[1].items()
+
+
+@pytest.mark.slow
+def test_buffers_of_several_dtypes_do_not_share_a_graph():
+    params, others = ([torch.nn.Parameter(normal(9, seed=i)) for i in range(12)] for _ in range(2))
+    optimizers = [make("lion", own, compile=compile) for own, compile in ((params, True), (others, False))]
+    for own, optimizer in zip((params, others), optimizers, strict=True):
+        train(optimizer, own, [1])
+        optimizer.state[own[4]]["exp_avg"] = normal(9, seed=99, dtype=torch.float32)
+        train(optimizer, own, [2, 3])
+    assert_close(values(params), values(others), rtol=1e-15, atol=1e-15)
+    assert optimizers[0].state[params[4]]["exp_avg"].dtype == torch.float32

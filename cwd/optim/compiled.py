@@ -107,8 +107,10 @@ def values_of(now: Now, slot: Slot) -> Tensor:
 
 
 def chunks(slots: Sequence[Slot]) -> Iterator[Chunk]:
-    """Whole chunks, and the rest one by one."""
-    whole = len(slots) - len(slots) % CHUNK
+    """Whole chunks, and the rest one by one. All one by one where numbers are drawn: ten such kernels in a graph take a
+    minute to compile, and what a call costs is little beside the drawing.
+    """
+    whole = 0 if slots and slots[0].draws else len(slots) - len(slots) % CHUNK
     for i in range(0, whole, CHUNK):
         yield Chunk(slots[i : i + CHUNK])
     for slot in slots[whole:]:

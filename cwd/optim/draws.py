@@ -5,6 +5,8 @@ So a resumed, resharded or differently batched run draws the same ones.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,8 @@ def _bits(shape: torch.Size, words: Words, elements: Elements, device: torch.dev
     if isinstance(elements, Tensor) and elements.dim() == 1:
         index = elements
     else:
-        index = torch.arange(shape.numel(), device=device, dtype=torch.int64) + elements
+        count = math.prod(shape)  # shape.numel() would turn a graph's symbolic sizes into numbers
+        index = torch.arange(count, device=device, dtype=torch.int64) + elements
     return _mix32(_mix32(index ^ words[0]) ^ words[1])
 
 

@@ -121,9 +121,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients; those in flat buffers are set to zero."""
         super().zero_grad(set_to_none)
-        if self._plan is not None:
-            for flat in self._plan.flats:
-                flat.clear()
+        flats = () if self._plan is None else self._plan.find_flats()
+        for flat in flats:
+            flat.clear()
 
     def take_measures(self) -> dict[str, Any]:
         """The measures of the last step that was measured: ``{"overall": {field: value}, "tensors": {name: {field:

@@ -49,26 +49,32 @@ class Flat:
         grads = [param.grad for param in self.params if param.grad is not None]
         self.g = self._move(grads)
         self.views = self._views(self.g)
+        self.places = [view.data_ptr() for view in self.views]
         for param, view in zip(self.params, self.views, strict=True):
             param.grad = view
         self.slot = Slot(first.number, "flat", p, first.group, state)
 
     def gradient(self) -> Tensor:
         """The flat gradient; gradients that lie elsewhere are copied in."""
-        pairs = [
-            (view, param.grad)
-            for view, param in zip(self.views, self.params, strict=True)
-            if param.grad is not view and param.grad is not None
-        ]
-        if pairs:
-            torch._foreach_copy_([view for view, _ in pairs], [grad for _, grad in pairs])
+        grads = [param.grad for param in self.params if param.grad is not None]
+        places = enumerate(zip(grads, self.places, strict=True))
+        elsewhere = [i for i, (grad, place) in places if grad.data_ptr() != place]
+        if elsewhere:
+            views = self._views_again()
+            torch._foreach_copy_([views[i] for i in elsewhere], [grads[i] for i in elsewhere])
         return self.g
 
     def clear(self) -> None:
         """Sets the gradients to zero, in place: the next backward pass adds to them."""
         self.g.zero_()
-        for param, view in zip(self.params, self.views, strict=True):
+        for param, view in zip(self.params, self._views_again(), strict=True):
             param.grad = view
+
+    def _views_again(self) -> list[Tensor]:
+        """The views of the gradients, made anew if the data of one was replaced: it is the parameter's gradient."""
+        if [view.data_ptr() for view in self.views] != self.places:
+            self.views = self._views(self.g)
+        return self.views
 
     def _move(self, tensors: Sequence[Tensor]) -> Tensor:
         flat = tensors[0].new_zeros(sum(_padded(tensor.numel()) for tensor in tensors))

@@ -44,10 +44,10 @@ class Plan:
         """Steps everything; returns the sums of the measures if `measured`."""
         return [found for one in self.sets for found in one.step(seed, measured)]
 
-    @property
-    def flats(self) -> Iterable[Flat]:
-        """The flat buffers there are."""
-        return (one.flat for one in self.sets if one.flat is not None)
+    def find_flats(self) -> Sequence[Flat]:
+        """The flat buffers; none if parameters were moved out of them."""
+        flats = [one.flat for one in self.sets if one.flat is not None]
+        return flats if flats and self.fits() else []
 
     def _look(self) -> tuple[list[torch.Size], list[int], list[int]]:
         """Which tensors there are, and where they lie. Of hundreds of tensors in each step: so no method of a slot."""
