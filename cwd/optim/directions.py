@@ -18,6 +18,7 @@ from torch import Tensor
 State = dict[str, Tensor]
 Scalars = Mapping[str, float | Tensor]
 Hyper = Mapping[str, Any]
+Direction = Callable[[Tensor, State, Scalars, Hyper], Tensor]
 
 
 def adamw(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
@@ -71,13 +72,22 @@ def muon(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
             rows / cols)), "none" not at all, None is "original" as in torch.optim.Muon. The scale is a part of u; decay
             does not see it.
     """
+    u = orthogonalized(look_ahead(g, state, scalars, hyper).to(hyper["ns_dtype"] or g.dtype), hyper)
+    return u.to(g.dtype).mul(muon_scale(hyper["adjust_lr_fn"], *g.shape[-2:]))
+
+
+def look_ahead(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
+    """What Muon orthogonalises: the momentum, looking ahead with Nesterov. Elementwise; arguments as :func:`muon`."""
     m = state["momentum_buffer"]
     m.lerp_(g, 1 - hyper["momentum"])
-    matrix = g.lerp(m, hyper["momentum"]) if hyper["nesterov"] else m
-    u = orthogonalize(
-        matrix.to(hyper["ns_dtype"] or g.dtype), hyper["ns_steps"], hyper["ns_coefficients"], eps=hyper["eps"]
-    )
-    return u.to(g.dtype).mul(_muon_scale(hyper["adjust_lr_fn"], *g.shape))
+    return g.lerp(m, hyper["momentum"]) if hyper["nesterov"] else m
+
+
+def orthogonalized(matrices: Tensor, hyper: Hyper) -> Tensor:
+    """A matrix, or each of a stack (k, rows, cols), orthogonalised as Muon's settings say, in its dtype."""
+    if matrices.ndim == 3:
+        return torch.stack([orthogonalized(matrix, hyper) for matrix in matrices])
+    return orthogonalize(matrices, hyper["ns_steps"], hyper["ns_coefficients"], eps=hyper["eps"])
 
 
 def sgd(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
@@ -115,7 +125,8 @@ def orthogonalize(matrix: Tensor, steps: int, coefficients: tuple[float, float, 
     return x.mT if tall else x
 
 
-def _muon_scale(kind: str, rows: int, cols: int) -> float:
+def muon_scale(kind: str | None, rows: int, cols: int) -> float:
+    """The factor of a matrix's update, see :func:`muon`."""
     if kind == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, cols))
     return 1.0 if kind == "none" else math.sqrt(max(1.0, rows / cols))
@@ -178,7 +189,7 @@ _MUON_DEFAULTS = {
 class Rule:
     """An update rule with its state buffers, its hyperparameters and their defaults, and the shapes it accepts."""
 
-    direction: Callable[[Tensor, State, Scalars, Hyper], Tensor]
+    direction: Direction
     buffers: tuple[str, ...]
     defaults: dict[str, Any]
     check: Callable[[Hyper], None]

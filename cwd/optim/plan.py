@@ -15,7 +15,7 @@ from torch import Tensor
 from cwd.optim.compiled import Chunk, can_compile, chunks, compiling_pays, fixed_settings, values_of
 from cwd.optim.decay import lambda_of
 from cwd.optim.directions import RULES
-from cwd.optim.eager import gather_small, is_small, step_alone, step_together
+from cwd.optim.eager import gather_coupled, gather_small, is_coupled, is_small, step_alone, step_coupled, step_together
 from cwd.optim.flat import Flat, can_flatten
 from cwd.optim.slots import Slot
 from cwd.optim.update import Now
@@ -74,7 +74,8 @@ class Set:
         self.flat_chunk = Chunk([self.flat.slot]) if self.flat and self.chunks else None
         left = [slot for slot in slots if slot.number not in compiled]
         self.small = list(gather_small([slot for slot in left if is_small(slot)]))
-        self.alone = [slot for slot in left if not is_small(slot)]
+        self.coupled = list(gather_coupled([slot for slot in left if is_coupled(slot)]))
+        self.alone = [slot for slot in left if not is_small(slot) and not is_coupled(slot)]
         for slot in slots:
             slot.remember()
 
@@ -116,6 +117,9 @@ class Set:
             else:
                 whole = run[0].whole(seed, self.number)
                 step_together(run, [slot.gradient() for slot in run], whole, now)
+        for run in self.coupled:
+            gs, wholes = [slot.gradient() for slot in run], [slot.whole(seed, self.number) for slot in run]
+            found += zip(run, step_coupled(run, gs, wholes, now, measured=measured), strict=False)
         return found + self._step_each(self.alone, now, seed, measured)
 
     def _step_each(self, slots: Sequence[Slot], now: Now, seed: int, measured: bool) -> Measured:
@@ -131,6 +135,6 @@ def _alike(slots: Sequence[Slot]) -> Iterable[list[Slot]]:
     alike: dict[Any, list[Slot]] = {}
     for slot in slots:
         assert slot.p.grad is not None
-        key = (id(slot.group), slot.p.dtype, slot.p.grad.dtype, slot.p.device, slot.state["step"].item())
+        key = (id(slot.group), slot.p.dtype, slot.p.grad.dtype, slot.p.device, slot.total, slot.state["step"].item())
         alike.setdefault(key, []).append(slot)
     return alike.values()

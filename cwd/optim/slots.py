@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from cwd.optim.decay import MODES
 from cwd.optim.directions import RULES
 from cwd.optim.draws import Elements, words_of
-from cwd.optim.update import Anchor, Part, Total, Whole
+from cwd.optim.update import Anchor, Part, Whole
+
+if TYPE_CHECKING:
+    from cwd.optim.sharded import Total
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -24,7 +28,9 @@ class Slot:
         x, buffers, anchor: the tensors that are stepped. Of a DTensor its local shard, of a complex tensor its view as
             real numbers.
         dtype: of the computation.
-        size: elements of the whole tensor. `elements`, `total`: see :class:`cwd.optim.update.Part` and Whole.
+        size: elements of the whole tensor, real and imaginary parts counted by themselves.
+        elements: where in the whole tensor `x` begins, see :class:`cwd.optim.update.Part`.
+        total: adds sums up over the processes that share the tensor; None if this one has all of it.
     """
 
     def __init__(self, number: int, name: str, p: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
@@ -36,7 +42,7 @@ class Slot:
         self.buffers = {name: local(state[name]) for name in self.names}
         self.anchor: Anchor = local(state["anchor"]) if group["anchor"] == "initial" else group["anchor"]
         self.size = p.numel() * (2 if p.is_complex() else 1)
-        self.elements, self.total = shares_of(p)
+        self.elements, self.total = shares_of(p, self.draws)
         tensors = [self.x, *self.buffers.values(), *([self.anchor] if isinstance(self.anchor, Tensor) else [])]
         self.plain = all(tensor.is_contiguous() for tensor in tensors)
         self.remember()
@@ -61,7 +67,7 @@ class Slot:
     def whole(self, seed: int, step: int) -> Whole:
         """What the parts of the tensor share in update number `step`."""
         words = [words_of(key) for key in self.keys(seed, step)] if self.draws else None
-        return Whole(self.group, self.dtype, self.size, words, self.total)
+        return Whole(self.group, self.dtype, self.size, words)
 
     @property
     def draws(self) -> bool:
@@ -87,7 +93,8 @@ class Slot:
 
     def _pointers(self) -> list[Any]:
         state = self.state
-        return [self.p.data_ptr(), id(state.get("step")), *[state[name].data_ptr() for name in self.names]]
+        tensors = [local(self.p), *[local(state[name]) for name in self.names]]
+        return [id(state.get("step")), *[tensor.data_ptr() for tensor in tensors]]
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -100,13 +107,29 @@ def is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def shares_of(p: Tensor) -> tuple[Elements, Total | None]:
-    """Which elements of a parameter this process has, and how to add sums up over those that have the others."""
+def shares_of(p: Tensor, draws: bool) -> tuple[Elements, Total | None]:
+    """Which elements of a parameter this process has, said only if random numbers are drawn, and how to add sums up
+    over the processes that have the others.
+
+    Raises:
+        ValueError: a DTensor whose placements are not supported.
+    """
     if not is_distributed(p):
         return 0, None
     from cwd.optim.sharded import elements_of, total_over
 
-    return elements_of(p), total_over(p)
+    return elements_of(p) if draws else 0, total_over(p)
+
+
+def add_up(sums: Sequence[Tensor], totals: Sequence[Total | None]) -> list[Tensor]:
+    """Vectors of sums, each added up by its total: one all-reduce for all that the same processes share."""
+    found = list(sums)
+    for total in dict.fromkeys(total for total in totals if total is not None):
+        indices = [i for i, one in enumerate(totals) if one == total]
+        together = total(torch.cat([sums[i] for i in indices]))
+        for i, own in zip(indices, together.split([len(sums[i]) for i in indices]), strict=True):
+            found[i] = own
+    return found
 
 
 def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
