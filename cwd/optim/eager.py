@@ -61,10 +61,9 @@ def step_coupled(
             pieces = list(_pieces(slot, g))
             begun.append((pieces, [direction(piece, whole, now) for piece in pieces]))
     sums = [sums_of(*one, whole, now) for one, whole in zip(begun, wholes, strict=True)]
-    added: list[Tensor | None] = [*add_up([s for s in sums if s is not None], [slot.total for slot in slots])]
+    sums = add_up(sums, [slot.total for slot in slots])
     found = [
-        finish(*one, whole, now, own, measured=measured)
-        for one, whole, own in zip(begun, wholes, added or sums, strict=True)
+        finish(*one, whole, now, own, measured=measured) for one, whole, own in zip(begun, wholes, sums, strict=True)
     ]
     return [torch.stack(of).sum(0) for of in found] if measured else []
 

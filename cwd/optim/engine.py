@@ -134,7 +134,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         taken, self._measured = self._measured, []
         if not taken:
             return {"overall": {}, "tensors": {}}
-        rows = torch.stack(add_up([sums for _, sums in taken], [slot.total for slot, _ in taken]))
+        added = add_up([sums for _, sums in taken], [slot.total for slot, _ in taken])
+        rows = torch.stack([row for row in added if row is not None])
         tensors = {slot.name: summarize(row, slot.size) for (slot, _), row in zip(taken, rows.tolist(), strict=True)}
         overall = summarize(rows.sum(0).tolist(), sum(slot.size for slot, _ in taken))
         return {"overall": overall, "tensors": tensors}
@@ -206,6 +207,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Works the step of a tensor out on a copy of its state."""
         step = int(slot.state["step"].item()) + 1
         now = Now(slot.group["lr"], 0.0, RULES[slot.group["rule"]].scalars(step, slot.group))
+        slot.lay_gradient()
         part = slot.part(slot.gradient())
         part = part._replace(buffers={name: buffer.clone() for name, buffer in part.buffers.items()})
         u, g = directions_of([slot], [part], [slot.whole(self.seed, step)], now)[0]

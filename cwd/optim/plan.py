@@ -17,7 +17,7 @@ from cwd.optim.decay import lambda_of
 from cwd.optim.directions import RULES
 from cwd.optim.eager import gather_coupled, gather_small, is_coupled, is_small, step_alone, step_coupled, step_together
 from cwd.optim.flat import Flat, can_flatten
-from cwd.optim.slots import Slot
+from cwd.optim.slots import Slot, is_distributed
 from cwd.optim.update import Now
 
 Measured = list[tuple[Slot, Tensor]]
@@ -30,7 +30,7 @@ class Plan:
     """
 
     def __init__(self, slots: Sequence[Slot], compile: bool | None, flat: bool, complete: bool) -> None:
-        self.slots = slots
+        self.slots, self.distributed = slots, [slot for slot in slots if is_distributed(slot.p)]
         candidates = [slot for slot in slots if can_compile(slot)] if compile is not False else []
         compiled = {slot.number for slot in candidates} if compile or compiling_pays(candidates) else set()
         self.sets = [Set(alike, compiled, flat and complete) for alike in _alike(slots)]
@@ -42,6 +42,8 @@ class Plan:
 
     def step(self, seed: int, measured: bool) -> Measured:
         """Steps everything; returns the sums of the measures if `measured`."""
+        for slot in self.distributed:  # first, as what follows may differ between processes in order
+            slot.lay_gradient()
         return [found for one in self.sets for found in one.step(seed, measured)]
 
     def release(self) -> None:

@@ -39,13 +39,14 @@ def directions(
     """(u, g) of slots of one group, as :func:`cwd.optim.update.direction` gives them; all processes call it alike."""
     seen = [direction(part, whole, now, look_ahead) for part, whole in zip(parts, wholes, strict=True)]
     hyper, dtype = slots[0].group, slots[0].group["ns_dtype"] or slots[0].dtype
+    cuts = [_cuts(slot) for slot in slots]
     alike: dict[Groups, list[int]] = {}
-    for i, slot in enumerate(slots):
-        alike.setdefault(tuple(cut.group for cut in _cuts(slot)), []).append(i)
+    for i, own in enumerate(cuts):
+        alike.setdefault(tuple(cut.group for cut in own), []).append(i)
     us: dict[int, Tensor] = {}
     for groups, indices in alike.items():
         shards = [seen[i][0].to(dtype) for i in indices]
-        pieces = _pieces([slots[i] for i in indices], shards, groups)
+        pieces = _pieces([slots[i] for i in indices], shards, [cuts[i] for i in indices], groups)
         found = _through_owners(pieces, groups, lambda matrices: [orthogonalized(matrix, hyper) for matrix in matrices])
         us.update(zip(indices, _restack(found, shards), strict=True))
     scales = [muon_scale(hyper["adjust_lr_fn"], *slot.p.shape[-2:]) for slot in slots]
@@ -58,11 +59,16 @@ def _cuts(slot: Slot) -> tuple[Cut, ...]:
     return tuple(cut._replace(dim=cut.dim - stacked) for cut in cuts_of(slot.p) if cut.dim >= stacked)
 
 
-def _pieces(slots: Sequence[Slot], shards: Sequence[Tensor], groups: Groups) -> list[Piece]:
+def _pieces(
+    slots: Sequence[Slot], shards: Sequence[Tensor], cuts: Sequence[tuple[Cut, ...]], groups: Groups
+) -> list[Piece]:
     """The shards matrix by matrix, with their owners."""
-    matrices = [(slot, matrix) for slot, shard in zip(slots, shards, strict=True) for matrix in _unstack(shard)]
-    owners = _owners([_cost(slot) for slot, _ in matrices], [group.size() for group in groups])
-    return [Piece(matrix, _cuts(slot), owner) for (slot, matrix), owner in zip(matrices, owners, strict=True)]
+    counts = [len(_unstack(shard)) for shard in shards]
+    costs = [_cost(slot) for slot, count in zip(slots, counts, strict=True) for _ in range(count)]
+    owners = iter(_owners(costs, [group.size() for group in groups]))
+    return [
+        Piece(matrix, own, next(owners)) for shard, own in zip(shards, cuts, strict=True) for matrix in _unstack(shard)
+    ]
 
 
 def _unstack(shard: Tensor) -> Sequence[Tensor]:

@@ -58,7 +58,12 @@ class Slot:
     def gradient(self) -> Tensor:
         """The gradient, as `x` is."""
         assert self.p.grad is not None
-        return local(self.p.grad, like=self.p)
+        return local(self.p.grad)
+
+    def lay_gradient(self) -> None:
+        """Gives the gradient of a DTensor the parameter's placements: all processes call it in the same order."""
+        assert self.p.grad is not None
+        self.p.grad = laid_like(self.p.grad, self.p)
 
     def part(self, g: Tensor) -> Part:
         """The whole tensor as one part."""
@@ -121,21 +126,31 @@ def shares_of(p: Tensor, draws: bool) -> tuple[Elements, Total | None]:
     return elements_of(p) if draws else 0, total_over(p)
 
 
-def add_up(sums: Sequence[Tensor], totals: Sequence[Total | None]) -> list[Tensor]:
-    """Vectors of sums, each added up by its total: one all-reduce for all that the same processes share."""
+def add_up(sums: Sequence[Tensor | None], totals: Sequence[Total | None]) -> list[Tensor | None]:
+    """Vectors of sums, where there are any, each added up by its total: one all-reduce for all that the same processes
+    share.
+    """
     found = list(sums)
-    for total in dict.fromkeys(total for total in totals if total is not None):
-        indices = [i for i, one in enumerate(totals) if one == total]
-        together = total(torch.cat([sums[i] for i in indices]))
-        for i, own in zip(indices, together.split([len(sums[i]) for i in indices]), strict=True):
+    alike: dict[Total, dict[int, Tensor]] = {}
+    for i, (own, total) in enumerate(zip(sums, totals, strict=True)):
+        if own is not None and total is not None:
+            alike.setdefault(total, {})[i] = own
+    for total, of in alike.items():
+        together = total(torch.cat(list(of.values())))
+        for i, own in zip(of, together.split([len(own) for own in of.values()]), strict=True):
             found[i] = own
     return found
 
 
-def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """This process's part of a tensor, real. `like`: a DTensor whose placements a gradient shall have."""
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, real."""
     if is_distributed(tensor):
-        if like is not None and tensor.placements != like.placements:  # type: ignore[attr-defined]
-            tensor = tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined]
         tensor = tensor.to_local()  # type: ignore[attr-defined]
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def laid_like(g: Tensor, p: Any) -> Tensor:
+    """A gradient with its parameter's placements: itself, or if they differ, a new DTensor, made with messages."""
+    if is_distributed(p) and g.placements != p.placements:  # type: ignore[attr-defined]
+        return g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+    return g

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cwd.optim.decay import MODES, Context
 from cwd.optim.draws import Elements, words_of
-from cwd.optim.slots import add_up, local, shares_of
+from cwd.optim.slots import add_up, laid_like, local, shares_of
 
 if TYPE_CHECKING:
     from cwd.optim.sharded import Total
@@ -192,11 +192,9 @@ class CautiousWeightDecay(torch.optim.Optimizer):
 
     def _decay(self, looked: Sequence[_Looked]) -> None:
         """Subtracts the decay, after one all-reduce of the sums of all DTensors on the same devices."""
-        summed = [of for of in looked if of.context.sums is not None]
-        sums = iter(add_up([of.context.sums for of in summed], [of.total for of in summed]))  # type: ignore[misc]
-        for one, pieces, starts, before, _ in looked:
-            mode = MODES[one.group["cwd_mode"]]
-            context = before if before.sums is None else before._replace(sums=next(sums))
+        sums = add_up([of.context.sums for of in looked], [of.total for of in looked])
+        for (one, pieces, starts, before, _), own in zip(looked, sums, strict=True):
+            mode, context = MODES[one.group["cwd_mode"]], before._replace(sums=own)
             coefficient = one.group["cwd_weight_decay"] * (1.0 if mode.projects else one.lr)
             for piece, first in zip(pieces, starts, strict=True):
                 x, u, gradient = _seen(piece, one)
@@ -222,7 +220,7 @@ class _Piece(NamedTuple):
 
 def _pieces(p: Tensor, x: Tensor, g: Tensor | None) -> list[_Piece]:
     """Parts of a parameter, its copy and its gradient that can be computed one by one: views, real, local."""
-    p, x, g = local(p), local(x), None if g is None else local(g, like=p)
+    p, x, g = local(p), local(x), None if g is None else local(laid_like(g, p))
     size = PIECE if p.device.type == "cpu" else LARGE_PIECE
     if not (p.is_contiguous() and x.is_contiguous()) or p.numel() <= size:
         return [_Piece(p, x, g)]
