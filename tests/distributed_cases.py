@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from cwd.optim import MODES, RULES, CautiousWeightDecay, RuleOptimizer, sharded_muon
 from tests.optim_helpers import gradient_of, make, normal
@@ -240,8 +242,6 @@ def train(here: Alone, module: nn.Module, optimizer: RuleOptimizer, steps, share
 def fully_sharded(here: Alone) -> Network:
     module = network()
     if here.mesh is not None:
-        from torch.distributed.fsdp import fully_shard
-
         fully_shard(module, mesh=here.mesh)
     return module
 
@@ -249,8 +249,6 @@ def fully_sharded(here: Alone) -> Network:
 def tensor_parallel(here: Alone, module: Network | None = None) -> Network:
     module = module or network()
     if here.mesh is not None:
-        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
         first, second = ColwiseParallel(output_layouts=Replicate()), RowwiseParallel(input_layouts=Replicate())
         parallelize_module(module, here.mesh, {"first": first, "second": second})  # the norm's stay plain tensors
     return module
@@ -262,6 +260,18 @@ def trained(build: Callable[[Alone], Network], mode: str, share: bool) -> Callab
         return train(here, module, optimizer_of(module, mode), STEPS, share)
 
     return case
+
+
+def replaced(here: Alone) -> Tensors:
+    """Parameters that fully_shard replaces after the optimizer was made, as accelerate's prepare does it."""
+    module = network()
+    optimizer, before = optimizer_of(module), dict(module.named_parameters())
+    if here.mesh is not None:
+        fully_shard(module, mesh=here.mesh)
+    new = {before[name]: p for name, p in module.named_parameters()}
+    for group in optimizer.param_groups:
+        group["params"] = [new[p] for p in group["params"]]
+    return train(here, module, optimizer, STEPS)
 
 
 def save(here: Alone, folder: Path) -> None:
@@ -372,6 +382,7 @@ def cases() -> dict[str, Callable[[Alone], Tensors]]:
         "state": state_of,
         "gradients that lie elsewhere": gradients_that_lie_elsewhere,
         "observed": observed,
+        "replaced": replaced,
     }
 
 
@@ -390,8 +401,6 @@ def both(here: Alone) -> Network:
     """fully_shard over one mesh dimension of what tensor parallel divided over the other."""
     module = network()
     if here.mesh is not None:
-        from torch.distributed.fsdp import fully_shard
-
         across, within = here.mesh["across"], here.mesh["within"]
         tensor_parallel(Divided(within), module)
         fully_shard(module, mesh=across)

@@ -36,7 +36,7 @@ def launch(folder: Path, size: int, part: str) -> dict[str, Any]:
         for place, out in zip(places, log, strict=True)
     ]
     try:
-        ended = [process.wait(timeout=200) for process in running]
+        ended = [process.wait(timeout=240) for process in running]
     finally:
         for process in running:
             process.kill()
@@ -67,6 +67,7 @@ def test_two_processes_do_what_one_does(two, name):
     assert_close(two["results"][name], cases()[name](Alone()), **(EXACT if exact else ROUNDING))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mesh_cases())
 def test_a_mesh_of_four_processes_does_what_one_does(four, name):
     exact = name.split()[0] == "adamw"
