@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cwd.optim.decay import MODES
 from cwd.optim.directions import RULES
 from cwd.optim.draws import words_of
 from cwd.optim.slots import Slot
@@ -46,15 +47,15 @@ class Layout(NamedTuple):
 
 
 def can_compile(slot: Slot) -> bool:
-    """Whether the tensor can go into a graph: elementwise rule, contiguous, more than one element, 32-bit indices, and
-    no sums over several devices.
+    """Whether the tensor, or the shard here, can go into a graph: elementwise rule, contiguous, more than one element,
+    32-bit indices, and no sums over several devices.
     """
     many = 1 < slot.x.numel() < 2**31
     return (
         many
         and slot.plain
         and not RULES[slot.group["rule"]].matrices_only
-        and slot.total is None
+        and (slot.total is None or MODES[slot.group["decay"]].sums is None)
         and (isinstance(slot.elements, int) or not slot.draws)
     )
 

@@ -19,6 +19,7 @@ from cwd.optim.orthogonal import orthogonalize, schedule
 State = dict[str, Tensor]
 Scalars = Mapping[str, float | Tensor]
 Hyper = Mapping[str, Any]
+Direction = Callable[[Tensor, State, Scalars, Hyper], Tensor]
 
 
 def adamw(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
@@ -72,12 +73,21 @@ def muon(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
             0.2 * sqrt(max(rows, cols)), "original" by sqrt(max(1, rows / cols)), "none" not at all, None is "original"
             as in torch.optim.Muon. The scale is a part of u; decay does not see it.
     """
+    u = orthogonalized(look_ahead(g, state, scalars, hyper), hyper)
+    return u.to(g.dtype).mul_(muon_scale(hyper["adjust_lr_fn"], *g.shape[-2:]))
+
+
+def look_ahead(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
+    """What Muon orthogonalises: the momentum, looking ahead with Nesterov. Elementwise; arguments as :func:`muon`."""
     m = state["momentum_buffer"]
     m.lerp_(g, 1 - hyper["momentum"])
-    matrix = g.lerp(m, hyper["momentum"]) if hyper["nesterov"] else m
+    return g.lerp(m, hyper["momentum"]) if hyper["nesterov"] else m
+
+
+def orthogonalized(matrices: Tensor, hyper: Hyper) -> Tensor:
+    """:func:`orthogonalize` as Muon's settings say: a new tensor, in the dtype of the iteration."""
     coefficients = schedule(hyper["ns_coefficients"], hyper["ns_steps"])
-    u = orthogonalize(matrix, coefficients, eps=hyper["eps"], dtype=hyper["ns_dtype"])
-    return u.to(g.dtype).mul_(_muon_scale(hyper["adjust_lr_fn"], *g.shape[-2:]))
+    return orthogonalize(matrices, coefficients, eps=hyper["eps"], dtype=hyper["ns_dtype"])
 
 
 def sgd(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
@@ -95,7 +105,8 @@ def sgd(g: Tensor, state: State, scalars: Scalars, hyper: Hyper) -> Tensor:
     return g.add(m, alpha=momentum) if hyper["nesterov"] else m
 
 
-def _muon_scale(kind: str, rows: int, cols: int) -> float:
+def muon_scale(kind: str | None, rows: int, cols: int) -> float:
+    """The factor of a matrix's update, see :func:`muon`."""
     if kind == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, cols))
     return 1.0 if kind == "none" else math.sqrt(max(1.0, rows / cols))
@@ -166,7 +177,7 @@ _MUON_DEFAULTS = {
 class Rule:
     """An update rule with its state buffers, its hyperparameters and their defaults, and the shapes it accepts."""
 
-    direction: Callable[[Tensor, State, Scalars, Hyper], Tensor]
+    direction: Direction
     buffers: tuple[str, ...]
     defaults: dict[str, Any]
     check: Callable[[Hyper], None]

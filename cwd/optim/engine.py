@@ -10,17 +10,19 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from cwd.optim.directions import RULES
+from cwd.optim.eager import directions_of
 from cwd.optim.measures import summarize
 from cwd.optim.options import COMMON, check_group, check_names
 from cwd.optim.plan import Measured, Plan
-from cwd.optim.slots import Slot, computing_dtype
-from cwd.optim.update import Now, direction
+from cwd.optim.slots import Slot, add_up, computing_dtype, is_distributed
+from cwd.optim.update import Now
 
 
 class Observation(NamedTuple):
     """What one tensor's step looks like, shown to :attr:`RuleOptimizer.observer` before x changes.
 
-    All tensors have the parameter's shape, in the dtype of the computation. Read them, don't keep them.
+    All tensors have the parameter's shape, of a DTensor that of the part here, in the dtype of the computation. Read
+    them, don't keep them.
     """
 
     name: str
@@ -128,12 +130,13 @@ class RuleOptimizer(torch.optim.Optimizer):
     def take_measures(self) -> dict[str, Any]:
         """The measures of the last step that was measured: ``{"overall": {field: value}, "tensors": {name: {field:
         value}}}``, with the fields of :func:`cwd.optim.measures.summarize`. Overall is over all elements together.
+        Measures of DTensors are of the whole tensors, the same on all processes, all of which must ask.
         """
         taken, self._measured = self._measured, []
         if not taken:
             return {"overall": {}, "tensors": {}}
-        totals = [sums if slot.total is None else slot.total(sums) for slot, sums in taken]
-        rows = torch.stack(totals)
+        added = add_up([sums for _, sums in taken], [slot.total for slot, _ in taken])
+        rows = torch.stack([row for row in added if row is not None])
         tensors = {slot.name: summarize(row, slot.size) for (slot, _), row in zip(taken, rows.tolist(), strict=True)}
         overall = summarize(rows.sum(0).tolist(), sum(slot.size for slot, _ in taken))
         return {"overall": overall, "tensors": tensors}
@@ -210,16 +213,23 @@ class RuleOptimizer(torch.optim.Optimizer):
         """Works the step of a tensor out on a copy of its state."""
         step = int(slot.state["step"].item()) + 1
         now = Now(slot.group["lr"], 0.0, RULES[slot.group["rule"]].scalars(step, slot.group))
+        slot.lay_gradient()
         part = slot.part(slot.gradient())
         part = part._replace(buffers={name: buffer.clone() for name, buffer in part.buffers.items()})
-        u, g = direction(part, slot.whole(self.seed, step), now)
+        u, g = directions_of([slot], [part], [slot.whole(self.seed, step)], now)[0]
         observer(Observation(slot.name, slot.x.to(slot.dtype), u, g))
 
 
 def _loaded(name: str, value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     if name == "step":
         return torch.as_tensor(value, dtype=torch.float32).clone()
-    if name == "anchor":
-        return value.to(device=p.device, copy=True)
     wide = p.dtype if p.is_complex() else computing_dtype(p.dtype)
-    return value.to(dtype=group["state_dtype"] or wide, device=p.device, copy=True)
+    dtype = value.dtype if name == "anchor" else group["state_dtype"] or wide
+    own = value.to(dtype=dtype, device=p.device, copy=True)
+    if not is_distributed(p):
+        if is_distributed(own):
+            raise ValueError(f"{name} is a DTensor, its parameter is not: load it with torch.distributed.checkpoint")
+        return own
+    from cwd.optim.sharded import placed_like
+
+    return placed_like(own, p)

@@ -9,6 +9,7 @@ import torch
 
 from cwd.optim.decay import MODES, SCHEDULES
 from cwd.optim.directions import RULES, is_number
+from cwd.optim.slots import shares_of
 
 
 class Options(TypedDict, total=False):
@@ -122,6 +123,7 @@ def _check_parameter(group: dict[str, Any], p: torch.Tensor) -> None:
             f"rule={rule}: takes real matrices, or stacks of them, only; a tensor of shape {shape} and dtype {p.dtype} "
             "was given"
         )
+    shares_of(p, draws=False)  # refuses placements
     if not (p.is_floating_point() or p.is_complex()):
         raise ValueError(f"parameters must be floating or complex tensors, one of dtype {p.dtype} was given")
     if p.is_complex() and group["state_dtype"] is not None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from cwd.optim.compiled import Chunk, can_compile, chunks, compiling_pays, fixed_settings, values_of
 from cwd.optim.decay import lambda_of
 from cwd.optim.directions import RULES
-from cwd.optim.eager import gather_small, is_small, step_alone, step_together
+from cwd.optim.eager import gather_coupled, gather_small, is_coupled, is_small, step_alone, step_coupled, step_together
 from cwd.optim.flat import Flat, can_flatten
-from cwd.optim.slots import Slot
+from cwd.optim.slots import Slot, is_distributed
 from cwd.optim.update import Now
 
 Measured = list[tuple[Slot, Tensor]]
@@ -30,7 +30,7 @@ class Plan:
     """
 
     def __init__(self, slots: Sequence[Slot], compile: bool | None, flat: bool, complete: bool) -> None:
-        self.slots = slots
+        self.slots, self.distributed = slots, [slot for slot in slots if is_distributed(slot.p)]
         candidates = [slot for slot in slots if can_compile(slot)] if compile is not False else []
         compiled = {slot.number for slot in candidates} if compile or compiling_pays(candidates) else set()
         self.sets = [Set(alike, compiled, flat and complete) for alike in _alike(slots)]
@@ -42,6 +42,8 @@ class Plan:
 
     def step(self, seed: int, measured: bool) -> Measured:
         """Steps everything; returns the sums of the measures if `measured`."""
+        for slot in self.distributed:  # first, as what follows may differ between processes in order
+            slot.lay_gradient()
         return [found for one in self.sets for found in one.step(seed, measured)]
 
     def find_flats(self) -> Sequence[Flat]:
@@ -75,7 +77,8 @@ class Set:
         self.flat_chunk = Chunk([self.flat.slot]) if self.flat and self.chunks else None
         left = [slot for slot in slots if slot.number not in compiled]
         self.small = list(gather_small([slot for slot in left if is_small(slot)]))
-        self.alone = [slot for slot in left if not is_small(slot)]
+        self.coupled = list(gather_coupled([slot for slot in left if is_coupled(slot)]))
+        self.alone = [slot for slot in left if not is_small(slot) and not is_coupled(slot)]
 
     def step(self, seed: int, measured: bool) -> Measured:
         """Steps the set; returns the sums of the measures if `measured`."""
@@ -115,6 +118,9 @@ class Set:
             else:
                 whole = run[0].whole(seed, self.number)
                 step_together(run, [slot.gradient() for slot in run], whole, now)
+        for run in self.coupled:
+            gs, wholes = [slot.gradient() for slot in run], [slot.whole(seed, self.number) for slot in run]
+            found += zip(run, step_coupled(run, gs, wholes, now, measured=measured), strict=False)
         return found + self._step_each(self.alone, now, seed, measured)
 
     def _step_each(self, slots: Sequence[Slot], now: Now, seed: int, measured: bool) -> Measured:
@@ -131,6 +137,6 @@ def _alike(slots: Sequence[Slot]) -> Iterable[list[Slot]]:
     for slot in slots:
         assert slot.p.grad is not None
         dtypes = [tensor.dtype for tensor in (slot.p, slot.p.grad, *(slot.state[name] for name in slot.stored))]
-        key = (id(slot.group), *dtypes, slot.p.device, slot.state["step"].item())
+        key = (id(slot.group), *dtypes, slot.p.device, slot.total, slot.state["step"].item())
         alike.setdefault(key, []).append(slot)
     return alike.values()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,10 @@ from torch import Tensor
 from cwd.optim.decay import MODES
 from cwd.optim.directions import RULES
 from cwd.optim.draws import Elements, words_of
-from cwd.optim.update import Anchor, Part, Total, Whole
+from cwd.optim.update import Anchor, Part, Whole
+
+if TYPE_CHECKING:
+    from cwd.optim.sharded import Total
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -25,7 +29,9 @@ class Slot:
             real numbers.
         dtype: of the computation. `plain`: all of these are contiguous. `simple`: the gradient is stepped as it is.
         stored: names of the entries of `state` that are of the parameter's shape and take part.
-        size: elements of the whole tensor. `elements`, `total`: see :class:`cwd.optim.update.Part` and Whole.
+        size: elements of the whole tensor, real and imaginary parts counted by themselves.
+        elements: where in the whole tensor `x` begins, see :class:`cwd.optim.update.Part`.
+        total: adds sums up over the processes that share the tensor; None if this one has all of it.
     """
 
     def __init__(self, number: int, name: str, p: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
@@ -39,7 +45,7 @@ class Slot:
         self.stored = (*self.names, *(["anchor"] if isinstance(self.anchor, Tensor) else []))
         self._check_shapes()
         self.size = p.numel() * (2 if p.is_complex() else 1)
-        self.elements, self.total = shares_of(p)
+        self.elements, self.total = shares_of(p, self.draws)
         tensors = [self.x, *self.buffers.values(), *([self.anchor] if isinstance(self.anchor, Tensor) else [])]
         self.plain = all(tensor.is_contiguous() for tensor in tensors)
         self.simple = type(p) in (Tensor, torch.nn.Parameter) and not p.is_complex()
@@ -48,7 +54,12 @@ class Slot:
         """The gradient, as `x` is."""
         g = self.p.grad
         assert g is not None
-        return g if self.simple else local(g, like=self.p)
+        return g if self.simple else local(g.resolve_conj())
+
+    def lay_gradient(self) -> None:
+        """Gives the gradient of a DTensor the parameter's placements: all processes call it in the same order."""
+        assert self.p.grad is not None
+        self.p.grad = laid_like(self.p.grad, self.p)
 
     def part(self, g: Tensor) -> Part:
         """The whole tensor as one part."""
@@ -57,7 +68,7 @@ class Slot:
     def whole(self, seed: int, step: int) -> Whole:
         """What the parts of the tensor share in update number `step`."""
         words = [words_of(key) for key in self.keys(seed, step)] if self.draws else None
-        return Whole(self.group, self.dtype, self.size, words, self.total)
+        return Whole(self.group, self.dtype, self.size, words)
 
     @property
     def draws(self) -> bool:
@@ -102,21 +113,45 @@ def is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
 
 
-def shares_of(p: Tensor) -> tuple[Elements, Total | None]:
-    """Which elements of a parameter this process has, and how to add sums up over those that have the others."""
+def shares_of(p: Tensor, draws: bool) -> tuple[Elements, Total | None]:
+    """Which elements of a parameter this process has, said only if random numbers are drawn, and how to add sums up
+    over the processes that have the others.
+
+    Raises:
+        ValueError: a DTensor whose placements are not supported.
+    """
     if not is_distributed(p):
         return 0, None
     from cwd.optim.sharded import elements_of, total_over
 
-    return elements_of(p), total_over(p)
+    return elements_of(p) if draws else 0, total_over(p)
 
 
-def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
-    """This process's part of a tensor, real. `like`: a DTensor whose placements a gradient shall have."""
+def add_up(sums: Sequence[Tensor | None], totals: Sequence[Total | None]) -> list[Tensor | None]:
+    """Vectors of sums, where there are any, each added up by its total: one all-reduce for all that the same processes
+    share.
+    """
+    found = list(sums)
+    alike: dict[Total, dict[int, Tensor]] = {}
+    for i, (own, total) in enumerate(zip(sums, totals, strict=True)):
+        if own is not None and total is not None:
+            alike.setdefault(total, {})[i] = own
+    for total, of in alike.items():
+        together = total(torch.cat(list(of.values())))
+        for i, own in zip(of, together.split([len(own) for own in of.values()]), strict=True):
+            found[i] = own
+    return found
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, real."""
     if is_distributed(tensor):
-        if like is not None and tensor.placements != like.placements:  # type: ignore[attr-defined]
-            tensor = tensor.redistribute(placements=like.placements)  # type: ignore[attr-defined]
         tensor = tensor.to_local()  # type: ignore[attr-defined]
-    if not tensor.is_complex():
-        return tensor
-    return torch.view_as_real(tensor if like is None else tensor.resolve_conj())
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def laid_like(g: Tensor, p: Any) -> Tensor:
+    """A gradient with its parameter's placements: itself, or if they differ, a new DTensor, made with messages."""
+    if is_distributed(p) and g.placements != p.placements:  # type: ignore[attr-defined]
+        return g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+    return g

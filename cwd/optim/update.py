@@ -5,19 +5,18 @@ Every path runs it: eager on parts of a tensor, on many small tensors laid end t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cwd.optim.decay import MODES, Context
-from cwd.optim.directions import RULES, Hyper, Scalars
+from cwd.optim.directions import RULES, Direction, Hyper, Scalars
 from cwd.optim.draws import Elements, Words, round_stochastically
 from cwd.optim.measures import measure
 
 Anchor = Tensor | float | None
-Total = Callable[[Tensor], Tensor]
 
 
 class Now(NamedTuple):
@@ -45,7 +44,6 @@ class Whole(NamedTuple):
     dtype: torch.dtype  # of the computation
     size: int | Tensor  # elements of the whole tensor
     words: Sequence[Words] | Tensor | None  # for the mode, the parameter, and each buffer; none where nothing is drawn
-    total: Total | None = None  # adds sums up over the devices that share the tensor
 
 
 def advance(parts: Sequence[Part], whole: Whole, now: Now, *, measured: bool = False) -> Tensor | None:
@@ -59,21 +57,40 @@ def advance(parts: Sequence[Part], whole: Whole, now: Now, *, measured: bool = F
     if mode.sums is None:
         found = [_finish(part, *direction(part, whole, now), whole, now, None, measured) for part in parts]
     else:
-        found = finish(parts, [direction(part, whole, now) for part in parts], whole, now, measured=measured)
+        directions = [direction(part, whole, now) for part in parts]
+        found = finish(parts, directions, whole, now, sums_of(parts, directions, whole, now), measured=measured)
     return torch.stack(found).sum(0) if measured else None
 
 
-def direction(part: Part, whole: Whole, now: Now) -> tuple[Tensor, Tensor]:
-    """u, and g as the rule saw it, in the dtype of the computation. Updates the state."""
+def direction(part: Part, whole: Whole, now: Now, rule: Direction | None = None) -> tuple[Tensor, Tensor]:
+    """u, and g as the rule saw it, in the dtype of the computation. Updates the state.
+
+    Args:
+        rule: what to call in place of the group's rule.
+    """
     group, dtype = whole.group, whole.dtype
     g = part.g.to(dtype)
     if group["maximize"]:
         g = -g
     state = {name: buffer.to(dtype) for name, buffer in part.buffers.items()}
-    u = RULES[group["rule"]].direction(g, state, now.scalars, group)
+    u = (rule or RULES[group["rule"]].direction)(g, state, now.scalars, group)
     for i, (name, buffer) in enumerate(part.buffers.items()):
         _store(buffer, state[name], part, whole, 2 + i)
     return u, g
+
+
+def sums_of(
+    parts: Sequence[Part], directions: Sequence[tuple[Tensor, Tensor]], whole: Whole, now: Now
+) -> Tensor | None:
+    """The sums that the mode takes of a tensor, whose parts' (u, g) are known; None if it takes none."""
+    sums = MODES[whole.group["decay"]].sums
+    if sums is None:
+        return None
+    seen = [
+        sums(_less_anchor(part.p.to(whole.dtype), part.anchor), u, g, _context(part, whole, now, None))
+        for part, (u, g) in zip(parts, directions, strict=True)
+    ]
+    return seen[0] if len(seen) == 1 else torch.stack(seen).sum(0)
 
 
 def finish(
@@ -81,18 +98,13 @@ def finish(
     directions: Sequence[tuple[Tensor, Tensor]],
     whole: Whole,
     now: Now,
+    sums: Tensor | None,
     *,
     measured: bool = False,
 ) -> list[Tensor]:
-    """The decay and the step of a tensor's parts, whose (u, g) are known; returns what was measured of each."""
-    mode, sums = MODES[whole.group["decay"]], None
-    if mode.sums is not None:
-        seen = [
-            mode.sums(_less_anchor(part.p.to(whole.dtype), part.anchor), u, g, _context(part, whole, now, None))
-            for part, (u, g) in zip(parts, directions, strict=True)
-        ]
-        sums = seen[0] if len(seen) == 1 else torch.stack(seen).sum(0)
-        sums = whole.total(sums) if whole.total is not None else sums
+    """The decay and the step of a tensor's parts, whose (u, g) and whose mode's sums are known; returns what was
+    measured of each.
+    """
     return [_finish(part, u, g, whole, now, sums, measured) for part, (u, g) in zip(parts, directions, strict=True)]
 
 

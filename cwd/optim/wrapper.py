@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cwd.optim.decay import MODES, Context
 from cwd.optim.draws import Elements, words_of
-from cwd.optim.slots import local, shares_of
+from cwd.optim.slots import add_up, laid_like, local, shares_of
+
+if TYPE_CHECKING:
+    from cwd.optim.sharded import Total
 
 OWN_DECAY = ("weight_decay", "weight_decay_rate", "wd", "lambd")  # group keys of decay; lambd is torch.optim.ASGD's
 PIECE = 2**17  # elements computed together on a CPU: temporaries stay in the cache
@@ -142,10 +145,8 @@ class CautiousWeightDecay(torch.optim.Optimizer):
         for group in self.param_groups:
             group["cwd_step"] += 1
         with torch.no_grad():
-            for one in kept:
-                g = one.g if one.p.grad is None else one.p.grad
-                if g is not None or not torch.equal(one.p, one.x):
-                    self._decay(one, g)
+            seen = ((one, one.g if one.p.grad is None else one.p.grad) for one in kept)
+            self._decay([self._look(one, g) for one, g in seen if g is not None or not torch.equal(one.p, one.x)])
         return result
 
     def _settings(self) -> dict[str, Any]:
@@ -176,21 +177,39 @@ class CautiousWeightDecay(torch.optim.Optimizer):
             torch._foreach_copy_([local(one.x) for one in kept], [local(one.p) for one in kept])
         return kept
 
-    def _decay(self, one: _Kept, g: Tensor | None) -> None:
-        mode, group = MODES[one.group["cwd_mode"]], one.group
-        coefficient = group["cwd_weight_decay"] * (1.0 if mode.projects else one.lr)
+    def _look(self, one: _Kept, g: Tensor | None) -> _Looked:
+        """What the inner optimizer did to a parameter."""
+        mode = MODES[one.group["cwd_mode"]]
         size = one.p.numel() * (2 if one.p.is_complex() else 1)
-        context = Context(one.lr, size, words_of((self.seed, group["cwd_step"], one.number)))
-        elements, total = shares_of(one.p)
+        context = Context(one.lr, size, words_of((self.seed, one.group["cwd_step"], one.number)))
+        elements, total = shares_of(one.p, mode.draws)
         pieces = _pieces(one.p, one.x, g)
         if mode.sums is not None:
-            sums = [mode.sums(*_seen(piece, one), context) for piece in pieces]
-            together = torch.stack(sums).sum(0)
-            context = context._replace(sums=together if total is None else total(together))
-        for piece, first in zip(pieces, _starts(pieces, elements), strict=True):
-            x, u, gradient = _seen(piece, one)
-            factor = mode.factor(x, u, gradient, context._replace(elements=first))
-            piece.p.sub_((piece.p if mode.projects else x).mul(factor).mul_(coefficient))
+            context = context._replace(
+                sums=torch.stack([mode.sums(*_seen(piece, one), context) for piece in pieces]).sum(0)
+            )
+        return _Looked(one, pieces, _starts(pieces, elements), context, total)
+
+    def _decay(self, looked: Sequence[_Looked]) -> None:
+        """Subtracts the decay, after one all-reduce of the sums of all DTensors on the same devices."""
+        sums = add_up([of.context.sums for of in looked], [of.total for of in looked])
+        for (one, pieces, starts, before, _), own in zip(looked, sums, strict=True):
+            mode, context = MODES[one.group["cwd_mode"]], before._replace(sums=own)
+            coefficient = one.group["cwd_weight_decay"] * (1.0 if mode.projects else one.lr)
+            for piece, first in zip(pieces, starts, strict=True):
+                x, u, gradient = _seen(piece, one)
+                factor = mode.factor(x, u, gradient, context._replace(elements=first))
+                piece.p.sub_((piece.p if mode.projects else x).mul(factor).mul_(coefficient))
+
+
+class _Looked(NamedTuple):
+    """A parameter after the inner step, in pieces, with the number of each one's first element."""
+
+    one: _Kept
+    pieces: list[_Piece]
+    starts: list[Elements]
+    context: Context
+    total: Total | None
 
 
 class _Piece(NamedTuple):
@@ -201,7 +220,7 @@ class _Piece(NamedTuple):
 
 def _pieces(p: Tensor, x: Tensor, g: Tensor | None) -> list[_Piece]:
     """Parts of a parameter, its copy and its gradient that can be computed one by one: views, real, local."""
-    p, x, g = local(p), local(x), None if g is None else local(g, like=p)
+    p, x, g = local(p), local(x), None if g is None else local(laid_like(g, p))
     size = PIECE if p.device.type == "cpu" else LARGE_PIECE
     if not (p.is_contiguous() and x.is_contiguous()) or p.numel() <= size:
         return [_Piece(p, x, g)]
