@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 RULES = ("adamw", "lion", "muon", "sgd")
+DECAY_SCHEDULES = ("constant", "corrected", "linear", "cosine")
 MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product", "opposite", "scaled")
 
 
@@ -146,10 +147,11 @@ class SGD(Optimizer):
 
 @dataclass
 class Decay:
-    """Which coordinates decay, and lambda."""
+    """Which coordinates decay, lambda, and how lambda moves over the run (corrected: AdamC, lambda * lr / peak lr)."""
 
     mode: str = choice(of=MODES)
     weight_decay: float = number(low=0)
+    schedule: str = choice("constant", of=DECAY_SCHEDULES)
 
 
 @dataclass
@@ -240,7 +242,7 @@ class Machine:
 class Config:
     """A whole run."""
 
-    scale: str = choice(of=("smoke", "laptop"))
+    scale: str = choice(of=("smoke", "laptop", "paper"))
     seed: int = number(0, low=0, high=2**31 - 1)
     model: Model = field(default_factory=Model)
     dataset: Dataset = field(default_factory=Dataset)

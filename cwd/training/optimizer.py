@@ -18,6 +18,8 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
         UserError: a group takes a tensor that its rule cannot, or no pattern matches a parameter.
     """
     optimizer, decay = config.optimizer, config.decay
+    if decay.schedule != "constant":
+        raise UserError(f"decay.schedule={decay.schedule}: the optimizers do not take one yet; allowed is constant")
     patterns = [
         GroupPattern(group.match, group.rule, group.decay, group.lr_multiple, _hyper(optimizer, group.rule))
         for group in optimizer.groups
