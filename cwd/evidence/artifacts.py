@@ -11,9 +11,9 @@ from typing import Any
 
 from cwd.config import identity_of
 from cwd.errors import UserError, nearest
-from cwd.evidence.artifact_files import Artifact, Block, Ladder
+from cwd.evidence.artifact_files import Artifact, Block, Ladder, Rung
 from cwd.evidence.grid import Cell, RunsFolder, find_cells
-from cwd.sweeps import compose_sweep, override_axes
+from cwd.sweeps import compose_config, override_axes
 
 AXES = {  # coordinate -> where a run's configuration has it
     "optimizer": "optimizer.name",
@@ -98,22 +98,33 @@ def _block_points(
         for coordinates in _named(block):
             yield Point({"size": size, **coordinates, "choice": "tuned"}, None, needs=needs, **shared)
         return
-    for words in _block_words(block, ladder):
-        for plain in _composed((*ladder.overrides, *rung.overrides, *words)):
-            for config, how in _at_lambdas(block, ladder, plain, own):
-                waits = None if config else f"the tuning of {block.own} (its tuning seeds are not all done)"
-                yield Point({"size": size, **_coordinates(config or plain), **how}, config, needs=waits, **shared)
+    for plain in _searched(block, ladder) if block.search else _composed(block.overrides, ladder, rung):
+        for config, how in _at_lambdas(block, ladder, plain, own):
+            waits = None if config else f"the tuning of {block.own} (its tuning seeds are not all done)"
+            yield Point({"size": size, **_coordinates(config or plain), **how}, config, needs=waits, **shared)
 
 
-def _block_words(block: Block, ladder: Ladder) -> Iterator[tuple[str, ...]]:
-    """The block's overrides; of a search, once for each optimizer, with the ladder's grid."""
-    if not block.search:
-        yield block.overrides
-        return
-    for optimizer, search in ladder.search.items():
-        rates, lambdas = (",".join(f"{one:g}" for one in axis) for axis in (search.lr, search.weight_decay))
-        words = (f"optimizer={optimizer}", f"optimizer.lr={rates}", f"decay.weight_decay={lambdas}")
-        yield (*block.overrides, *words)
+def _composed(overrides: Sequence[str], ladder: Ladder, rung: Rung) -> Iterator[Plain]:
+    """The configurations of a product of overrides, on a rung."""
+    axes = override_axes(overrides)
+    for choice in itertools.product(*axes.values()):
+        words = (f"{key}={value}" for key, value in zip(axes, choice, strict=True))
+        yield _compose(frozenset((*ladder.overrides, *rung.overrides, *words)))
+
+
+@cache
+def _compose(words: frozenset[str]) -> Plain:
+    """One configuration as plain data, composed once in a process; not to be changed. No two words set one key."""
+    return dataclasses.asdict(compose_config(sorted(words)))
+
+
+def _searched(block: Block, ladder: Ladder) -> Iterator[Plain]:
+    """The ladder's grid of rates and lambdas for each optimizer."""
+    for optimizer, grid in ladder.search.items():
+        for plain in _composed((*block.overrides, f"optimizer={optimizer}"), ladder, ladder.sizes[block.sizes[0]]):
+            for lr, weight_decay in itertools.product(grid.lr, grid.weight_decay):
+                decay = {**plain["decay"], "weight_decay": weight_decay}
+                yield {**plain, "optimizer": {**plain["optimizer"], "lr": lr}, "decay": decay}
 
 
 def _at_lambdas(block: Block, ladder: Ladder, plain: Plain, own: Mapping[Any, Any]) -> Iterator[tuple[Any, Plain]]:
@@ -155,12 +166,6 @@ def _coordinates(plain: Plain) -> Plain:
             value = value[part]
         found[name] = value
     return found
-
-
-@cache
-def _composed(overrides: tuple[str, ...]) -> list[Plain]:
-    """The configurations of a sweep as plain data, composed once in a process. Not to be changed by callers."""
-    return [dataclasses.asdict(config) for config in compose_sweep(overrides)]
 
 
 def with_cells(points: Sequence[Point], runs: RunsFolder) -> list[Point]:

@@ -14,6 +14,8 @@ from cwd.runs import Record, run_key
 
 FINGERPRINT = re.compile(rb'"fingerprint":\s*"([^"]+)"')
 
+THEORY = re.compile(rb'"theory":\s*\{')
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -54,14 +56,19 @@ class RunsFolder:
     @cached_property
     def fingerprints(self) -> list[str]:
         """Of the data of all runs, in order."""
-        found = {match[1] for key in self.keys if (match := FINGERPRINT.search(self._config(key)))}
+        found = {match[1] for text in self._texts.values() if (match := FINGERPRINT.search(text))}
         return sorted(one.decode() for one in found)
 
-    def _config(self, key: str) -> bytes:
-        try:
-            return (self.root / key / "config.json").read_bytes()
-        except OSError:
-            return b""
+    @cached_property
+    def theory(self) -> list[Record]:
+        """The records of theory's checks, by key."""
+        keys = [key for key in sorted(self.keys) if THEORY.search(self._texts[key])]
+        return [record for record in (Record(self.root / key) for key in keys) if record.description]
+
+    @cached_property
+    def _texts(self) -> dict[str, bytes]:
+        """Each run's config.json, unread."""
+        return {key: _read(self.root / key / "config.json") for key in self.keys}
 
     def keys_of(self, identity: dict[str, Any]) -> dict[str, str]:
         """Fingerprint -> key, of the runs with this identity."""
@@ -100,6 +107,13 @@ def check_paired(a: Cell, b: Cell) -> None:
         raise UserError(
             f"runs {keys}: not a pair, their initial weights or batches differ; train both again on one machine"
         )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _most_common(values: list[str]) -> str:

@@ -1,0 +1,60 @@
+"""A document's figure as an image, by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from cwd.evidence.document import Document, Panel
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; an arm has the same in every figure.
+COLOURS = {"decoupled": "#0072B2", "cautious": "#D55E00", "none": "#7F7F7F", "AdamW": "#0072B2", "Muon": "#009E73"}
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def draw(document: Document, kind: str) -> bytes:
+    """The document's figures on one page, as "png" or "pdf". The same document gives the same bytes."""
+    figure = document.figures[0]
+    panels = [panel for panel in figure.panels if panel.series]
+    columns = min(figure.columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    canvas = Canvas(figsize=(3.4 * columns + 0.4, 2.6 * rows + 0.8), layout="constrained")
+    grid = canvas.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        _draw(axes, panel)
+    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
+    canvas.suptitle("\n".join((figure.title, *document.marks)), fontsize=10, color="#B00000" if document.marks else "black")
+    buffer = io.BytesIO()
+    stamp = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+    canvas.savefig(buffer, format=kind, dpi=140, metadata=stamp)
+    return buffer.getvalue()
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    others = iter(OTHERS * 3)
+    for series in panel.series:
+        colour = COLOURS.get(series.label) or next(others)
+        marker = "o" if len(series.x) <= 12 else None
+        axes.plot(series.x, series.y, label=series.label, color=colour, linewidth=1.4, marker=marker, markersize=3)
+        if series.low is not None and series.high is not None:
+            axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)
+    if panel.x_scale == "symlog":  # lambda, with zero: linear up to the smallest, then logarithmic
+        smallest = min(x for series in panel.series for x in series.x if x > 0)
+        axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+        ticks = sorted({x for series in panel.series for x in series.x})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+    else:
+        axes.set_xscale(panel.x_scale)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set_xlabel(panel.x_label, fontsize=8)
+    axes.set_ylabel(panel.y_label, fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
