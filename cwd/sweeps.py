@@ -57,7 +57,9 @@ def write_cells(configs: Iterable[dict[str, Any]], folder: Path) -> list[str]:
         groups = [{f"override /{group}": plain[group]["name"]} for group in (*VARIANTS, "tracker")]
         values = {name: value for name, value in plain.items() if name not in NOT_IDENTITY}
         values["machine"] = {name: plain["machine"][name] for name in FROM_SCALE}
-        content = yaml.safe_dump({"defaults": [{"override /scale": plain["scale"]}, *groups], **values}, sort_keys=False)
+        content = yaml.safe_dump(
+            {"defaults": [{"override /scale": plain["scale"]}, *groups], **values}, sort_keys=False
+        )
         name = hashlib.sha256(content.encode()).hexdigest()[:16]
         write_atomically(target / f"{name}.yaml", f"# @package _global_\n{content}".encode())
         names.append(name)

@@ -2,7 +2,7 @@
 
 python scripts/report.py                        every claim of the paper, and its verdict
 python scripts/report.py table10                one artifact: its table or figure, its claims' comparisons
-python scripts/report.py table10 --out results  and write it there as Markdown, LaTeX, JSON, and PNG and PDF for a figure
+python scripts/report.py table10 --out results  and write it there: Markdown, LaTeX, JSON, PNG, PDF
 """
 
 import argparse

@@ -41,9 +41,9 @@ class Block:
 class Layout:
     """How runs make a table or a figure.
 
-    An axis is a coordinate of the runs (size, optimizer, arm, lambda, multiple, lr, schedule, decay_schedule, choice) or
-    ``metric``. A table has `rows` and `columns`, and is repeated for each metric unless that is one of them. A figure
-    has a panel for each metric and each value of `panels`, a line for each of `lines`, over `x`.
+    An axis is a coordinate of the runs (size, optimizer, arm, lambda, multiple, lr, schedule, decay_schedule, choice)
+    or ``metric``. A table has `rows` and `columns`, and is repeated for each metric unless that is one of them. A
+    figure has a panel for each metric and each value of `panels`, a line for each of `lines`, over `x`.
     """
 
     metrics: tuple[str, ...] = ("loss",)
@@ -69,8 +69,8 @@ class Claim:
     log_ratio:  log metric(a) - log metric(b), likewise
     value:      metric(a)
     slope:      the least-squares slope of metric(a) - metric(b) against log2 of the parameters, over the sizes
-    minimiser:  log2 of the lambda that minimises the metric in arm a, minus that of arm b; each the vertex of a parabola
-                in log lambda through the best grid point and its neighbours
+    minimiser:  log2 of the lambda that minimises the metric in arm a, minus that of arm b; each the vertex of a
+                parabola in log lambda through the best grid point and its neighbours
     check:      no statistics: `field` of the summary of the theory check `check`
 
     Its mean is expected `below` or `above` a bound (one number, 0 if none is given), or `within` two. `published` is a

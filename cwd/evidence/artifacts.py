@@ -31,9 +31,9 @@ Plain = dict[str, Any]
 class Point:
     """One configuration of an artifact's grid, on all its seeds.
 
-    ``coordinates`` say where in the grid it is: ``size``, those of AXES, ``multiple`` of the tuned lambda, and ``choice``:
-    how its lambda was chosen (tuned, grid, own, search). ``config`` is the whole configuration on the first seed; None
-    where something must exist first, which ``needs`` says.
+    ``coordinates`` say where in the grid it is: ``size``, those of AXES, ``multiple`` of the tuned lambda, and
+    ``choice``: how its lambda was chosen (tuned, grid, own, search). ``config`` is the whole configuration; None where
+    something must exist first, which ``needs`` says.
     """
 
     coordinates: dict[str, Any]
@@ -71,7 +71,7 @@ def expand(artifact: Artifact, ladder: Ladder, seeds: int | None, own: Mapping[A
         UserError: an override does not fit, or the ladder lacks one of the sizes.
     """
     report = tuple(range(seeds or artifact.seeds or ladder.seeds))
-    points = []
+    points: list[Point] = []
     for block in artifact.blocks:
         for size in block.sizes:
             if size not in ladder.sizes:
@@ -135,9 +135,9 @@ def _at_lambdas(block: Block, ladder: Ladder, plain: Plain, own: Mapping[Any, An
         for multiple in ladder.multiples:
             yield at_multiple(plain, multiple), {"choice": "grid", "multiple": multiple}
     elif block.own:
-        multiple = own.get((block.own, plain["optimizer"]["name"], plain["decay"]["mode"]))
-        how = {"choice": "own", "arm": plain["decay"]["mode"], "multiple": multiple}
-        yield (None if multiple is None else at_multiple(plain, multiple)), how
+        best = own.get((block.own, plain["optimizer"]["name"], plain["decay"]["mode"]))
+        how = {"choice": "own", "arm": plain["decay"]["mode"], "multiple": best}
+        yield (None if best is None else at_multiple(plain, best)), how
     else:
         yield plain, {"choice": "search" if block.search else "tuned"}
 
@@ -170,7 +170,9 @@ def _coordinates(plain: Plain) -> Plain:
 
 def with_cells(points: Sequence[Point], runs: RunsFolder) -> list[Point]:
     """The points with their cells, found in `runs`."""
-    wanted = [(i, seed) for i, p in enumerate(points) if p.config for seed in dict.fromkeys((*p.seeds, *p.tuning_seeds))]
+    wanted = [
+        (i, seed) for i, p in enumerate(points) if p.config for seed in dict.fromkeys((*p.seeds, *p.tuning_seeds))
+    ]
     cells = find_cells([identity_of(points[i].on(seed)) for i, seed in wanted], runs)
     found: list[dict[int, Cell]] = [{} for _ in points]
     for (i, seed), cell in zip(wanted, cells, strict=True):
@@ -203,5 +205,3 @@ def total_seconds(points: Sequence[Point]) -> float:
         for seed in point.cells:
             costs[repr(identity_of(point.on(seed)))] = point.core_seconds or 0.0
     return sum(costs.values())
-
-

@@ -112,7 +112,9 @@ def _compare(claim: Claim, artifact: Artifact, points: Sequence[Point]) -> list[
                 groups.setdefault(label, ([], []))[side].append(point)
     if not groups:
         raise UserError(f"{artifact.name}: claim {claim.id}: no run of the grid is what it compares")
-    return [_finding(claim, artifact, dict(zip(claim.each, label, strict=True)), *sides) for label, sides in groups.items()]
+    return [
+        _finding(claim, artifact, dict(zip(claim.each, label, strict=True)), *sides) for label, sides in groups.items()
+    ]
 
 
 def _finding(claim: Claim, artifact: Artifact, where: dict[str, Any], a: list[Point], b: list[Point]) -> Finding:
@@ -252,7 +254,7 @@ def _published(claim: Claim, artifact: Artifact, pairs: list[tuple[Point, ...]])
 
 def _printed(claim: Claim, artifact: Artifact, coordinates: Mapping[str, Any]) -> float | None:
     assert claim.published is not None
-    found = [look_up(claim.published, {**coordinates, "metric": name}, artifact.aliases) for name in parts(claim.metric)]
+    found = [
+        look_up(claim.published, {**coordinates, "metric": name}, artifact.aliases) for name in parts(claim.metric)
+    ]
     return None if None in found else sum(found) / len(found)
-
-

@@ -39,7 +39,10 @@ def _panels(layout: Layout, points: Sequence[Point], metric: str, scale: str) ->
     for choice in itertools.product(*axes):
         where = dict(zip(layout.panels, choice, strict=True))
         mine = [point for point in points if all(point.coordinates.get(axis) == value for axis, value in where.items())]
-        names = [name_of(value) + (stand_in(mine) if axis == "size" and scale != "paper" else "") for axis, value in where.items()]
+        names = [
+            name_of(value) + (stand_in(mine) if axis == "size" and scale != "paper" else "")
+            for axis, value in where.items()
+        ]
         for window in layout.windows if layout.x == "step" else (1.0,):
             title = ", ".join([*names, *(["the beginning"] if window < 1 else [])])
             series = tuple(_lines(layout, mine, metric, window))

@@ -88,9 +88,7 @@ def find_cells(identities: Iterable[dict[str, Any]], runs: Path | RunsFolder) ->
     found = [folder.keys_of(identity) for identity in wanted]
     data = _most_common([fingerprint for keys in found for fingerprint in keys])
     return [
-        Cell(
-            identity, Record(folder.root / keys[data]) if data in keys else None, len(keys) - (data in keys)
-        )
+        Cell(identity, Record(folder.root / keys[data]) if data in keys else None, len(keys) - (data in keys))
         for identity, keys in zip(wanted, found, strict=True)
     ]
 

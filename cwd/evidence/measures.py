@@ -129,5 +129,3 @@ def _tensor_curve(path: Path, field: str, pattern: str) -> Curve:
 
 def _geometric(values: list[float]) -> float:
     return math.exp(fmean(map(math.log, values))) if min(values) > 0 else 0.0
-
-

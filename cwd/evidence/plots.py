@@ -27,9 +27,15 @@ def draw(document: Document, kind: str) -> bytes:
         axes.set_visible(False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         _draw(axes, panel)
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    canvas.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
-    canvas.suptitle("\n".join((figure.title, *document.marks)), fontsize=10, color="#B00000" if document.marks else "black")
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    canvas.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False
+    )
+    canvas.suptitle(
+        "\n".join((figure.title, *document.marks)), fontsize=10, color="#B00000" if document.marks else "black"
+    )
     buffer = io.BytesIO()
     stamp = {"CreationDate": None} if kind == "pdf" else {"Software": None}
     canvas.savefig(buffer, format=kind, dpi=140, metadata=stamp)

@@ -88,7 +88,7 @@ def to_json(document: Document) -> str:
 
 
 def write_all(document: Document, folder: Path) -> list[Path]:
-    """Writes NAME.md, .tex and .json into `folder`, and NAME.png and .pdf where there is a figure; returns the paths."""
+    """Writes NAME.md, .tex and .json into `folder`, and NAME.png and .pdf of a figure; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / document.name
     contents: dict[str, bytes] = {}

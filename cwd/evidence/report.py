@@ -1,4 +1,4 @@
-"""Documents: an artifact with its table or figure, its findings and all that must be said beside them; and the ledger."""
+"""Documents: an artifact with its table or figure, its findings and what must be said beside them; and the ledger."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cwd.evidence.theory import paths_figure
 
 METHOD = (
     "Paired by seed: both arms share initial weights and batches. p: Student's t, two-sided, Holm over all comparisons "
-    "of the table; supported or contradicted below 0.05. Bootstrap: percentiles of 9,999 resamples of the seeds. Seeds "
-    "needed: the least n at which a t test at 0.05 over the number of comparisons finds the published effect with power "
-    "0.8, P(T' > t) of the noncentral t with n - 1 degrees of freedom and noncentrality effect * sqrt(n) / sd, the sd "
-    "measured here."
+    "of the table; supported or contradicted below 0.05. Bootstrap: percentiles of 9,999 resamples of the seeds. "
+    "Seeds needed: the least n at which a t test at 0.05 over the number of comparisons finds the published effect "
+    "with power 0.8, P(T' > t) of the noncentral t with n - 1 degrees of freedom and noncentrality "
+    "effect * sqrt(n) / sd, with the sd measured here."
 )
 SMOKE = "SMOKE, NO EVIDENCE: it proves that the plumbing works, and nothing else"
 
@@ -71,8 +71,12 @@ def _remarks(state: State) -> list[str]:
     notes = [f"{one.claim.id} {where_of(one)}: {note}" for one in state.findings for note in one.notes]
     lines += dict.fromkeys(note for note in notes if "needs " not in note)
     if state.choices:
-        budget = f"The rate and the tuned lambda come from decoupled decay ({state.search_runs} runs in the tuning's grid)"
-        lines.append(f"{budget}; cautious decay reuses them. Own lambdas, chosen on tuning seeds, which no claim reports:")
+        budget = (
+            f"The rate and the tuned lambda come from decoupled decay ({state.search_runs} runs in the tuning's grid)"
+        )
+        lines.append(
+            f"{budget}; cautious decay reuses them. Own lambdas, chosen on tuning seeds, which no claim reports:"
+        )
         lines += [str(choice) for choice in state.choices]
     if any(one.claim.test != "check" for one in state.findings):
         lines.append(METHOD)
@@ -84,11 +88,13 @@ def _small(state: State) -> list[str]:
     done = [cell for point in state.points for cell in point.cells.values() if cell.summary]
     if state.scale == "paper" or not done:
         return []
-    counts, tokens = ([cell.summary.get(name, 0) / 1e6 for cell in done if cell.summary] for name in ("parameters", "tokens"))
+    counts, tokens = (
+        [cell.summary.get(name, 0) / 1e6 for cell in done if cell.summary] for name in ("parameters", "tokens")
+    )
     return [
         f"Small scale is not the paper's scale: here models of {min(counts):.2g}M to {max(counts):.2g}M parameters see "
-        f"{min(tokens):.2g}M to {max(tokens):.2g}M tokens; the paper's have 111M to 2.3B and see billions. Sign and size "
-        "may change."
+        f"{min(tokens):.2g}M to {max(tokens):.2g}M tokens; the paper's have 111M to 2.3B and see billions. Sign and "
+        "size may change."
     ]
 
 

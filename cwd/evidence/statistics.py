@@ -76,8 +76,8 @@ def region_test(values: Sequence[float], expect: str, bound: Sequence[float]) ->
     """Tests whether the mean lies below a bound, above it, or within two.
 
     Within two bounds, `inside` is the larger p-value of the two one-sided tests (TOST, Schuirmann 1987), so that both
-    must be significant, and `outside` the smaller of the opposite two. Values without any spread, or fewer than MINIMUM,
-    test nothing: both p-values are 1.
+    must be significant, and `outside` the smaller of the opposite two. Values without any spread, or fewer than
+    MINIMUM, test nothing: both p-values are 1.
     """
     n = len(values)
     if n < MINIMUM or stdev(values) == 0:
@@ -133,9 +133,9 @@ def power(effect: float, sd: float, n: int, level: float = LEVEL) -> float:
 def seeds_needed(effect: float, sd: float, level: float = LEVEL) -> int | None:
     """The least number of paired seeds whose t test finds `effect` with POWER, the differences having `sd`.
 
-    The least n >= MINIMUM with P(T'_{n-1, d} > t_{1 - level/2, n-1}) >= 0.8, d = |effect| sqrt(n) / sd the noncentrality
-    of T'. `level` is LEVEL over the comparisons of the table, so that the finding survives Holm's correction at its
-    strictest. None if more than MOST_SEEDS would be needed.
+    The least n >= MINIMUM with P(T'_{n-1, d} > t_{1 - level/2, n-1}) >= 0.8, d = |effect| sqrt(n) / sd the
+    noncentrality of T'. `level` is LEVEL over the comparisons of the table, so that the finding survives Holm's
+    correction at its strictest. None if more than MOST_SEEDS would be needed.
     """
     if sd == 0:
         return MINIMUM

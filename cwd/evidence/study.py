@@ -37,7 +37,9 @@ class State:
     def unfinished(self) -> list[str]:
         """The state of each of its runs that has no result."""
         cells = [cell for point in self.points for cell in point.cells.values()]
-        return [cell.state for cell in cells if not cell.summary] + ["missing" for check in self.checks if not check.record]
+        return [cell.state for cell in cells if not cell.summary] + [
+            "missing" for check in self.checks if not check.record
+        ]
 
     @property
     def needs(self) -> list[str]:

@@ -18,7 +18,14 @@ from cwd.evidence.published import look_up
 from cwd.evidence.study import State
 from cwd.evidence.theory import Check
 
-NAMES = {"adamw": "AdamW", "lion": "Lion", "muon": "Muon", "sgd": "SGD", "lr": "rate", "decay_schedule": "lambda over time"}
+NAMES = {
+    "adamw": "AdamW",
+    "lion": "Lion",
+    "muon": "Muon",
+    "sgd": "SGD",
+    "lr": "rate",
+    "decay_schedule": "lambda over time",
+}
 FINDINGS = (
     "claim", "where", "seeds", "mean", "95% interval (t)", "95% (bootstrap)", "mean/sd", "published", "p (Holm)",
     "verdict", "seeds needed",
@@ -76,7 +83,7 @@ def _row_names(layout: Layout, row: tuple[Any, ...], points: Sequence[Point], sc
 
 
 def stand_in(points: Iterable[Point]) -> str:
-    """" (0.07M here)": the parameters of what stands for a size; empty without a run that is done."""
+    """ " (0.07M here)": the parameters of what stands for a size; empty without a run that is done."""
     counts = [cell.summary["parameters"] for point in points for cell in point.cells.values() if cell.summary]
     return f" ({counts[0] / 1e6:.2g}M here)" if counts else ""
 

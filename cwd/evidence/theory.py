@@ -60,8 +60,8 @@ def _judge(claim: Claim, check: Check) -> Finding:
 
 
 def paths_figure(artifact: Artifact, checks: Sequence[Check]) -> list[Figure]:
-    """The paths in the plane that the checks recorded, as lines of kind "path" with ``label``, ``x`` and ``y``; [] where
-    the layout has none.
+    """The paths in the plane that the checks recorded, as lines of kind "path" with ``label``, ``x`` and ``y``; []
+    where the layout has none.
     """
     if not artifact.layout.paths:
         return []
