@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -21,7 +22,8 @@ def draw(document: Document, kind: str) -> bytes:
     panels = [panel for panel in figure.panels if panel.series]
     columns = min(figure.columns, len(panels))
     rows = math.ceil(len(panels) / columns)
-    canvas = Canvas(figsize=(3.4 * columns + 0.4, 2.6 * rows + 0.8), layout="constrained")
+    width = max(5.0, 3.4 * columns + 0.4)
+    canvas = Canvas(figsize=(width, 2.6 * rows + 0.9), layout="constrained")
     grid = canvas.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -33,9 +35,8 @@ def draw(document: Document, kind: str) -> bytes:
     canvas.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False
     )
-    canvas.suptitle(
-        "\n".join((figure.title, *document.marks)), fontsize=10, color="#B00000" if document.marks else "black"
-    )
+    heading = [line for text in (figure.title, *document.marks) for line in textwrap.wrap(text, int(13 * width))]
+    canvas.suptitle("\n".join(heading), fontsize=10, color="#B00000" if document.marks else "black")
     buffer = io.BytesIO()
     stamp = {"CreationDate": None} if kind == "pdf" else {"Software": None}
     canvas.savefig(buffer, format=kind, dpi=140, metadata=stamp)
@@ -50,17 +51,22 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.plot(series.x, series.y, label=series.label, color=colour, linewidth=1.4, marker=marker, markersize=3)
         if series.low is not None and series.high is not None:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)
-    if panel.x_scale == "symlog":  # lambda, with zero: linear up to the smallest, then logarithmic
-        smallest = min(x for series in panel.series for x in series.x if x > 0)
-        axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
-        ticks = sorted({x for series in panel.series for x in series.x})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-    else:
-        axes.set_xscale(panel.x_scale)
+    _scale(axes, panel)
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(panel.x_label, fontsize=8)
     axes.set_ylabel(panel.y_label, fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(axes: Axes, panel: Panel) -> None:
+    """The x axis; where it is not linear, with a tick at each point, as there are few."""
+    ticks = sorted({x for series in panel.series for x in series.x})
+    if panel.x_scale == "symlog":  # lambda, with zero: linear up to the smallest, then logarithmic
+        axes.set_xscale("symlog", linthresh=min((x for x in ticks if x > 0), default=1.0), linscale=0.5)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    elif panel.x_scale == "log":
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick / 1e6:.2g}M" for tick in ticks])
+    axes.minorticks_off()

@@ -19,6 +19,10 @@ METHOD = (
     "with power 0.8, P(T' > t) of the noncentral t with n - 1 degrees of freedom and noncentrality "
     "effect * sqrt(n) / sd, with the sd measured here."
 )
+BAND = (
+    "Lines: means over seeds. Band: one standard deviation over seeds, after each seed's mean over the lines is taken "
+    "out (Cousineau and Morey), as the arms are paired."
+)
 SMOKE = "SMOKE, NO EVIDENCE: it proves that the plumbing works, and nothing else"
 
 
@@ -67,6 +71,7 @@ def _marks(state: State) -> list[str]:
 
 def _remarks(state: State) -> list[str]:
     lines = [f"The paper: {state.artifact.paper}."] if state.artifact.paper else []
+    lines += [BAND] if state.artifact.kind == "figure" else []
     lines += [f"{claim.id}: {claim.says} Computed: {claim.means}." for claim in state.artifact.claims]
     notes = [f"{one.claim.id} {where_of(one)}: {note}" for one in state.findings for note in one.notes]
     lines += dict.fromkeys(note for note in notes if "needs " not in note)
