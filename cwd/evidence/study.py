@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cwd.errors import UserError
 from cwd.evidence.artifact_files import Artifact, load_artifact, load_ladder
 from cwd.evidence.artifacts import Point, expand, missing, with_cells
 from cwd.evidence.claims import Finding, judge
@@ -56,10 +57,12 @@ class Study:
         seeds: report seeds, instead of the ladder's number.
 
     Raises:
-        UserError: no such scale, or a ladder that is not right.
+        UserError: no such scale, a ladder that is not right, or no seeds.
     """
 
     def __init__(self, scale: str, runs: Path, seeds: int | None = None) -> None:
+        if seeds is not None and seeds < 1:
+            raise UserError(f"--seeds {seeds}: must be at least 1")
         self.ladder, self.seeds = load_ladder(scale), seeds
         self.folder = RunsFolder(runs)
         self._choices: dict[str, list[Choice]] = {}
