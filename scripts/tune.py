@@ -1,6 +1,6 @@
 """Tunes the baseline: runs the grid of rates and lambdas with decoupled decay, and writes configs/tuned/ from it.
 
-python scripts/tune.py                 run what is missing of the laptop grid, show it, write configs/tuned/laptop_*.yaml
+python scripts/tune.py                 run what is missing of the laptop grid, write configs/tuned/laptop_*.yaml
 python scripts/tune.py --show          only show what the runs that are there say
 
 Options are those of scripts/artifact.py. A file is written once all runs of its optimizer have ended.

@@ -15,7 +15,9 @@ from cwd.evidence.artifacts import Point
 from cwd.evidence.study import State, Study
 from cwd.runs import MetricsLog, Record
 
-Outcome = Callable[[Mapping[str, Any], int], dict[str, Any] | None]  # (coordinates, seed) -> summary values; None: no run
+Outcome = Callable[
+    [Mapping[str, Any], int], dict[str, Any] | None
+]  # (coordinates, seed) -> summary values; None: no run
 Lines = Callable[[Mapping[str, Any], int], Iterable[tuple[str, int, dict[str, Any]]]]  # -> (kind, step, values)
 PARAMETERS = {"111m": 40_000, "338m": 67_200, "986m": 140_000, "2b": 245_000}
 
@@ -46,7 +48,9 @@ def write_record(root: Path, point: Point, seed: int, values: dict[str, Any] | N
         return
     config = point.on(seed)
     record = Record.create(root, identity_of(config), {"fingerprint": "a"}, config)
-    if lines is not None and not record.metrics_file.exists():
+    if (record.folder / "status.json").exists():  # a run that several points share
+        return
+    if lines is not None:
         log = MetricsLog(record.metrics_file)
         for kind, step, content in lines(point.coordinates, seed):
             log.write(kind, step, **content)
@@ -68,7 +72,7 @@ def noise(seed: int, *about: Any) -> float:
 
 
 def paired_losses(effect: float, spread: float = 0.002, level: float = 3.0) -> Outcome:
-    """Losses with seeds far apart (0.1) and pairs close: cautious lies `effect` from decoupled, give or take `spread`."""
+    """Losses with seeds far apart (0.1) and pairs close: cautious lies `effect` from decoupled, by about `spread`."""
 
     def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any]:
         shift = effect if where["arm"] == "cautious" else 0.0

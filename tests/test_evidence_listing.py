@@ -15,7 +15,6 @@ from tests.evidence_helpers import printed, words
 Write = Callable[..., Record]
 
 
-
 def test_filters_select_by_any_key_and_by_state(write_run: Write, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     lion = write_run({"optimizer.name": "lion", "optimizer.lr": 0.001, "decay.mode": "cautious"}, loss=2.0)
