@@ -69,7 +69,7 @@ def to_markdown(document: Document, image: str | None = None) -> str:
 
 def to_latex(document: Document, image: str | None = None) -> str:
     """Tables in booktabs' style, to be put into a paper with \\input; needs the packages booktabs and graphicx."""
-    lines = [f"% {document.name}: {mark}" for mark in document.marks]
+    lines = [f"% {document.name}: {document.title}", *(f"% {mark}" for mark in document.marks)]
     if image:
         lines += ["\\begin{figure}", "\\centering", f"\\includegraphics[width=\\linewidth]{{{image}}}"]
         lines += [f"\\caption{{{_caption(document, document.title)}}}", "\\end{figure}"]
