@@ -7,6 +7,7 @@ python scripts/artifact.py all --scale paper --launcher slurm
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -90,8 +91,16 @@ def train(names: Sequence[str], folder: Path, arguments: argparse.Namespace) -> 
         f"machine.data={arguments.data}",
     ]
     command = [sys.executable, str(ROOT / "train.py"), "--multirun", "--config-dir", str(folder), *words]
-    ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
-    if ended.returncode in (130, -2, -15):
+    child = subprocess.Popen(command, env={"OMP_NUM_THREADS": "1", **os.environ})
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    interrupted = False
+    while child.poll() is None:
+        try:
+            child.wait()
+        except KeyboardInterrupt:  # the sweep got it too, and saves
+            interrupted = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if interrupted or child.returncode < 0 or child.returncode > 128:
         raise KeyboardInterrupt
 
 
