@@ -66,9 +66,10 @@ def run_missing(states: Sequence[State], arguments: argparse.Namespace, asked: s
     A run that was asked for already and has no result failed: it is not asked for again.
     """
     checks = [check.name for state in states for check in state.checks if not check.record and check.name not in asked]
-    for name in dict.fromkeys(checks):
-        asked.add(name)
-        subprocess.run([sys.executable, str(ROOT / "scripts" / "theory.py"), name], check=False)
+    if checks:
+        asked.update(checks)
+        script = str(ROOT / "scripts" / "theory.py")
+        subprocess.run([sys.executable, script, "--runs", str(arguments.runs), *dict.fromkeys(checks)], check=False)
     runs = [config for config, _ in all_missing(states)]
     folder = (arguments.runs / ".cells").absolute()
     names = [name for name in write_cells(runs, folder) if name not in asked]

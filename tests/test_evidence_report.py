@@ -19,7 +19,7 @@ from cwd.evidence.render import latex_text, to_json, to_latex, to_markdown, to_t
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study
 from cwd.files import write_json
-from cwd.runs import MetricsLog, Record
+from cwd.runs import Record
 from tests.evidence_helpers import noise, paired_losses, printed, words, write_state
 
 pytestmark = pytest.mark.usefixtures("fast_disk")
@@ -277,46 +277,6 @@ def test_a_markdown_table_has_as_many_cells_in_each_row(study: Study) -> None:
     text = to_markdown(document(write_state(study, "table2", paired_losses(-0.02))))
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-
-
-# Theory's checks
-
-
-def test_a_theory_claim_reads_a_field_of_the_newest_record(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cwd.evidence import study as study_module
-    from cwd.evidence.artifact_files import Artifact
-    from cwd.evidence.reading import build
-
-    claim = {"says": "it falls", "means": "the largest rise", "test": "check", "check": "lyapunov", "expect": "below"}
-    claims = [
-        {**claim, "id": "small", "field": "adam.rise", "bound": [1e-3]},
-        {**claim, "id": "large", "field": "sgd.rise", "bound": [1e-3]},
-        {**claim, "id": "absent", "field": "lion.rise", "bound": [1e-3]},
-    ]
-    artifact = build(Artifact, {"name": "t", "kind": "theory", "checks": ["lyapunov"], "claims": claims}, "t")
-    monkeypatch.setattr(study_module, "load_artifact", lambda name: artifact)
-    assert {one.verdict for one in study.state("t").findings} == {"incomplete"}
-    record = Record.create(study.folder.root, {"theory": {"name": "lyapunov", "steps": 5}}, {"fingerprint": "-"}, {})
-    record.finish({"adam": {"rise": 1e-6}, "sgd": {"rise": 0.5}}, 5)
-    state = Study("laptop", study.folder.root).state("t")
-    assert [one.verdict for one in state.findings] == ["supported", "contradicted", "incomplete"]
-    assert state.findings[0].runs == {0: (record.key,)}
-    text = shown(state)
-    assert "1e-06" in row(text, "small", "supported")
-    assert "the record of lyapunov has no lion.rise" in text
-
-
-def test_paths_of_a_toy_are_lines_of_its_figure(study: Study) -> None:
-    record = Record.create(study.folder.root, {"theory": {"name": "figure3"}}, {"fingerprint": "-"}, {})
-    log = MetricsLog(record.metrics_file)
-    for step in range(4):
-        log.write("path", step, label="AdamW", x=5.0 - step, y=6.0 - step)
-        log.write("path", step, label="Adam", x=5.0, y=6.0 - step)
-    log.close()
-    record.finish({"AdamW": {"x": 2.0, "y": 3.0}}, 3)
-    (figure,) = document(Study("laptop", study.folder.root).state("figure3")).figures
-    lines = {series.label: (series.x, series.y) for series in figure.panels[0].series}
-    assert lines == {"AdamW": ((5, 4, 3, 2), (6, 5, 4, 3)), "Adam": ((5, 5, 5, 5), (6, 5, 4, 3))}
 
 
 def test_a_damaged_record_is_a_missing_run(study: Study) -> None:

@@ -71,7 +71,8 @@ class Claim:
     slope:      the least-squares slope of metric(a) - metric(b) against log2 of the parameters, over the sizes
     minimiser:  log2 of the lambda that minimises the metric in arm a, minus that of arm b; each the vertex of a
                 parabola in log lambda through the best grid point and its neighbours
-    check:      no statistics: `field` of the summary of the theory check `check`
+    check:      no statistics: `field` of the summaries of the theory checks that `check` matches (table1_*); what
+                :func:`cwd.evidence.theory.select` finds there
 
     Its mean is expected `below` or `above` a bound (one number, 0 if none is given), or `within` two. `published` is a
     path into published.yaml, {name} standing for coordinates ({size}, {optimizer-arm}, ... after the aliases).

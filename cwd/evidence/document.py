@@ -38,6 +38,7 @@ class Panel:
     y_label: str
     series: tuple[Series, ...]
     x_scale: str = "linear"  # linear, log, symlog
+    kind: str = "curve"  # curve; path: in the plane, x and y on one scale, where each ends is what counts
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,13 @@ def as_tables(figure: Figure) -> list[Table]:
 
 
 def _as_table(panel: Panel) -> Table:
+    title = f"{panel.title}: {panel.y_label}" if panel.title else panel.y_label
+    if panel.kind == "path":
+        ends = tuple((one.label, f"{one.x[-1]:.4f}", f"{one.y[-1]:.4f}") for one in panel.series)
+        return Table(f"{panel.title}: where each path ends", ("path", panel.x_label, panel.y_label), ends, 1)
     xs = sorted({x for series in panel.series for x in series.x})
     if len(xs) > ROWS:
         xs = [xs[round(i * (len(xs) - 1) / (ROWS - 1))] for i in range(ROWS)]
     values = [dict(zip(series.x, series.y, strict=True)) for series in panel.series]
     rows = [(f"{x:g}", *(f"{one[x]:.4f}" if x in one else "-" for one in values)) for x in xs]
-    title = f"{panel.title}: {panel.y_label}" if panel.title else panel.y_label
     return Table(title, (panel.x_label, *(series.label for series in panel.series)), tuple(rows), 0)

@@ -45,9 +45,14 @@ def draw(document: Document, kind: str) -> bytes:
 
 def _draw(axes: Axes, panel: Panel) -> None:
     others = iter(OTHERS * 3)
+    if panel.kind == "path":
+        axes.set_aspect("equal", adjustable="datalim")
     for series in panel.series:
         colour = COLOURS.get(series.label) or next(others)
         marker = "o" if len(series.x) <= 12 else None
+        if panel.kind == "path":
+            axes.plot(series.x[-1], series.y[-1], marker="*", color="black", markersize=6, zorder=3)
+            marker = None
         axes.plot(series.x, series.y, label=series.label, color=colour, linewidth=1.4, marker=marker, markersize=3)
         if series.low is not None and series.high is not None:
             axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, linewidth=0)

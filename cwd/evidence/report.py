@@ -9,7 +9,7 @@ from cwd.evidence.claims import Finding
 from cwd.evidence.document import Document, Figure, Table
 from cwd.evidence.figures import build_figure
 from cwd.evidence.study import State
-from cwd.evidence.tables import check_tables, findings_table, grid_tables, ledger_table, values_of, where_of
+from cwd.evidence.tables import check_tables, findings_tables, grid_tables, ledger_table, values_of, where_of
 from cwd.evidence.theory import paths_figure
 
 METHOD = (
@@ -37,8 +37,7 @@ def document(state: State) -> Document:
     if artifact.kind == "theory":
         parts += check_tables(state.checks)
         parts += paths_figure(state.artifact, state.checks)
-    if state.findings:
-        parts.append(findings_table(state.findings))
+    parts += findings_tables(state.findings)
     remarks = tuple(_remarks(state))
     return Document(artifact.name, artifact.title, tuple(_marks(state)), tuple(parts), remarks, _data(state))
 

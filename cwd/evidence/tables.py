@@ -118,10 +118,19 @@ def _printed(artifact: Artifact, point: Point, metric: str) -> str:
     return "" if value is None or isinstance(value, dict) else str(value)
 
 
-def findings_table(findings: Sequence[Finding], title: str = "What the claims' comparisons say") -> Table:
-    """A line for each comparison."""
-    rows = tuple((one.claim.id, where_of(one), *_numbers(one)) for one in findings)
-    return Table(title, FINDINGS, rows, 2)
+def findings_tables(findings: Sequence[Finding]) -> list[Table]:
+    """A line for each comparison, and in a table of its own, as it has no seeds, for what each theory check found."""
+    compared = tuple((one.claim.id, where_of(one), *_numbers(one)) for one in findings if one.claim.test != "check")
+    checked = tuple(_checked(one) for one in findings if one.claim.test == "check")
+    tables = [Table("What the claims' comparisons say", FINDINGS, compared, 2)] if compared else []
+    names = ("claim", "check", "measured", "expected", "verdict")
+    return tables + ([Table("What the checks say", names, checked, 2)] if checked else [])
+
+
+def _checked(one: Finding) -> tuple[str, ...]:
+    measured = "-" if one.measured is None else f"{one.measured:.4g}"
+    expected = f"{one.claim.expect} {' and '.join(f'{bound:g}' for bound in one.claim.bound)}"
+    return (one.claim.id, where_of(one), measured, expected, one.verdict)
 
 
 def where_of(finding: Finding) -> str:
@@ -131,8 +140,6 @@ def where_of(finding: Finding) -> str:
 
 
 def _numbers(one: Finding) -> tuple[str, ...]:
-    if one.claim.test == "check":
-        return ("", *_dashes(6, "" if one.measured is None else f"{one.measured:.6g}"), one.verdict, "")
     seeds = f"{len(one.values)} of {one.planned}"
     if one.estimate is None or one.verdict == "smoke":
         return (seeds, *_dashes(4), _signed(one.published), "-", one.verdict, "-")
