@@ -146,4 +146,5 @@ def test_smoke_is_no_matter_to_theory(tmp_path: Path) -> None:
     write(tmp_path, "theorem1", {"largest_over_bound": 0.5})
     state = Study("smoke", tmp_path).state("theorem1")
     assert state.findings[0].verdict == "supported"
+    assert "| largest_over_bound | 0.5 |" in to_markdown(document(state))
     assert document(state).data["evidence"] is True

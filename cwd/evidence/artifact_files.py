@@ -56,6 +56,7 @@ class Layout:
     windows: tuple[float, ...] = (1.0,)  # over step: each panel again for this first part of the run
     start: float = 0.0  # over step: from this fraction of the run
     paths: bool = False  # theory: the paths that the checks recorded
+    fields: tuple[str, ...] = ()  # theory: what of the checks' summaries is shown; see cwd.evidence.theory.select
     published: str | None = None  # where in published.yaml a cell's number is; see Claim.published
 
 
@@ -110,6 +111,7 @@ class Artifact:
     aliases: dict[str, str] = field(default_factory=dict)  # coordinates -> published.yaml's name
     needs: str | None = None  # what must exist before it can be run at any scale
     seeds: int | None = None  # instead of the ladder's
+    ledger: bool = True  # whether its claims stand in the ledger; not those that repeat another's
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def document(state: State) -> Document:
     elif artifact.kind == "figure":
         parts.append(build_figure(state))
     if artifact.kind == "theory":
-        parts += check_tables(state.checks)
+        parts += check_tables(artifact.layout, state.checks)
         parts += paths_figure(state.artifact, state.checks)
     parts += findings_tables(state.findings)
     remarks = tuple(_remarks(state))
@@ -44,6 +44,7 @@ def document(state: State) -> Document:
 
 def ledger(states: Sequence[State]) -> Document:
     """Every claim of the artifacts with its verdict."""
+    states = [state for state in states if state.artifact.ledger]
     scale = states[0].scale
     marks = (SMOKE,) if scale == "smoke" else ()
     warnings = [f"{choice}" for choice in _choices(states) if "EDGE" in choice]

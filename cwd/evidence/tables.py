@@ -12,11 +12,10 @@ from cwd.evidence.artifact_files import Artifact, Layout
 from cwd.evidence.artifacts import Point, text_of
 from cwd.evidence.claims import Finding, overall
 from cwd.evidence.document import Table
-from cwd.evidence.listing import flatten
 from cwd.evidence.measures import measure
 from cwd.evidence.published import look_up
 from cwd.evidence.study import State
-from cwd.evidence.theory import Check
+from cwd.evidence.theory import Check, select
 
 NAMES = {
     "adamw": "AdamW",
@@ -63,7 +62,7 @@ def _grid(artifact: Artifact, scale: str, points: Sequence[Point], metrics: Sequ
     for row, found in cells.items():
         head = _row_names(layout, row, [point for point, _ in found.values()], scale)
         shown = [cell_text(*found[column]) if column in found else "" for column in columns]
-        printed = [_printed(artifact, *found[column]) if column in found else "" for column in columns]
+        printed = _as_printed([_printed(artifact, *found[column]) if column in found else None for column in columns])
         rows.append((*head, *shown))
         if any(printed):
             rows.append((*("" for _ in head[:-1]), "  published", *printed))
@@ -111,11 +110,18 @@ def cell_text(point: Point, metric: str) -> str:
     return f"{fmean(values):.4f}{spread}{note}"
 
 
-def _printed(artifact: Artifact, point: Point, metric: str) -> str:
+def _printed(artifact: Artifact, point: Point, metric: str) -> Any:
     if artifact.layout.published is None:
-        return ""
+        return None
     value = look_up(artifact.layout.published, {**point.coordinates, "metric": metric}, artifact.aliases)
-    return "" if value is None or isinstance(value, dict) else str(value)
+    return None if isinstance(value, dict) else value
+
+
+def _as_printed(values: Sequence[Any]) -> list[str]:
+    """A row of published values with as many decimals as the paper prints, which YAML's 2.7 for 2.70 has lost."""
+    decimals = max((len(str(value).partition(".")[2]) for value in values if isinstance(value, float)), default=0)
+    shown = [f"{value:.{decimals}f}" if isinstance(value, float) else value for value in values]
+    return ["" if value is None else str(value) for value in shown]
 
 
 def findings_tables(findings: Sequence[Finding]) -> list[Table]:
@@ -129,7 +135,7 @@ def findings_tables(findings: Sequence[Finding]) -> list[Table]:
 
 def _checked(one: Finding) -> tuple[str, ...]:
     measured = "-" if one.measured is None else f"{one.measured:.4g}"
-    expected = f"{one.claim.expect} {' and '.join(f'{bound:g}' for bound in one.claim.bound)}"
+    expected = f"{one.claim.expect} {' and '.join(f'{bound:.7g}' for bound in one.claim.bound)}"
     return (one.claim.id, where_of(one), measured, expected, one.verdict)
 
 
@@ -176,18 +182,15 @@ def _interval(low: float | None, high: float | None) -> str:
     return "one seed: none" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
 
 
-def check_tables(checks: Sequence[Check]) -> list[Table]:
-    """What each theory check recorded, a line for each number."""
+def check_tables(layout: Layout, checks: Sequence[Check]) -> list[Table]:
+    """What each theory check found, in the fields that the layout names."""
     tables = []
     for check in checks:
-        facts = list(flatten(check.record.summary or {})) if check.record else []
-        rows = tuple((name, _fact(value)) for name, value in facts if not isinstance(value, list))
-        tables.append(Table(f"Check {check.name}", ("field", "value"), rows, 2))
+        found = [(path, ", ".join(f"{value:.4g}" for value in select(check.summary, path))) for path in layout.fields]
+        tables.append(
+            Table(f"Check {check.name}", ("field", "values"), tuple((p, text or "-") for p, text in found), 2)
+        )
     return tables
-
-
-def _fact(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def ledger_table(states: Sequence[State]) -> Table:
