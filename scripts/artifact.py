@@ -16,6 +16,7 @@ from pathlib import Path
 from cwd.cli import door
 from cwd.errors import UserError
 from cwd.evidence.artifact_files import artifact_names
+from cwd.evidence.export import export_records
 from cwd.evidence.render import terminal, to_terminal, write_all
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study, all_missing
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of prepared data")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where the written forms go")
+    parser.add_argument("--export", type=Path, help="copy the records, without weights, into this folder")
     parser.add_argument("--plan", action="store_true", help="say what would be run, and run nothing")
     arguments = parser.parse_args()
     everything = arguments.artifact == ["all"]
@@ -52,6 +54,8 @@ def main() -> None:
             to_terminal(one, terminal())
         for path in write_all(one, arguments.out / arguments.scale):
             print(path)
+    if arguments.export:
+        print(f"{len(export_records(states, arguments.export))} records in {arguments.export}")
 
 
 def states_of(names: Sequence[str], arguments: argparse.Namespace) -> list[State]:

@@ -184,6 +184,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         ({"expect": "within"}, {}, ["claim mask_cautious", "within takes 2"]),
         ({"bound": ["x"]}, {}, ["bound[0]: must be a number, not x"]),
         ({"test": "check"}, {}, ["test=check needs check and field"]),
+        ({"check": "lyap", "field": "x"}, {"checks": ["lyapunov"]}, ["check=lyap: none of checks: lyapunov"]),
         ({"b": {}}, {}, ["test=difference needs a and b"]),
     ],
 )

@@ -15,6 +15,8 @@ from scipy import stats
 
 from cwd.evidence.artifact_files import artifact_names
 from cwd.evidence.document import Document, Figure, Panel, Series, Table, as_tables
+from cwd.evidence.export import export_records
+from cwd.evidence.measures import TELEMETRY
 from cwd.evidence.render import latex_text, to_json, to_latex, to_markdown, to_terminal, write_all
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study
@@ -277,6 +279,33 @@ def test_a_markdown_table_has_as_many_cells_in_each_row(study: Study) -> None:
     text = to_markdown(document(write_state(study, "table2", paired_losses(-0.02))))
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def telemetry(where: Mapping[str, Any], seed: int) -> list[tuple[str, int, dict[str, Any]]]:
+    one = {name: 0.1 + 0.01 * noise(seed, where["arm"]) ** 2 for name in TELEMETRY}
+    tensors = {f"layers.{i}.attn.{name}_proj.weight": one for i in (0, 1) for name in "qkvo"}
+    rows = [("telemetry", step, {"overall": one, "tensors": tensors}) for step in range(0, 1301, 100)]
+    return rows + [(kind, 1300, {"loss": 3.0, "grad_norm": 1.0}) for kind in ("train", "eval")]
+
+
+def test_exported_records_give_the_same_documents_and_are_small(study: Study, tmp_path: Path) -> None:
+    def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        gone = seed == 1 and where["arm"] == "none"
+        return {"diverged": True} if gone else {"loss": 3.0 + 0.01 * noise(seed, where["arm"], where["optimizer"])}
+
+    names = ("figure11", "figure13", "table2")
+    for name in names:
+        write_state(study, name, outcome, telemetry)
+    there = Study("laptop", study.folder.root, 3)
+    keys = export_records([there.state(name) for name in names], tmp_path / "kept")
+    kept = Study("laptop", tmp_path / "kept", 3)
+    for name in names:
+        assert to_json(document(kept.state(name))) == to_json(document(there.state(name)))
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == keys
+    files = {path.name for path in (tmp_path / "kept").glob("*/*")}
+    assert files == {"config.json", "summary.json", "metrics.jsonl", "status.json"}
+    with_tensors = [path for path in (tmp_path / "kept").glob("*/metrics.jsonl") if "q_proj" in path.read_text()]
+    assert len(with_tensors) == 9  # figure13's three arms and three seeds; nothing else reads tensors
 
 
 def test_a_damaged_record_is_a_missing_run(study: Study) -> None:

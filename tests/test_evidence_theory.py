@@ -43,6 +43,7 @@ SUMMARY = {
         ("sweeps.*.slopes[batch=0].high", [-0.6, -0.5]),
         ("absent.rise", []),
         ("worst", []),
+        ("worst|flag|absent.rise", [1e-9]),
         ("runs[decay=lion].worst.far", []),
     ],
 )

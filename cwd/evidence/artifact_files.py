@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from cwd.errors import UserError, nearest
@@ -160,7 +161,7 @@ def load_artifact(name: str) -> Artifact:
         raise UserError(f"{name}: no such artifact{nearest(name, artifact_names())}; {_listed(artifact_names())}")
     artifact = read_yaml(path, Artifact, name=name)
     for claim in artifact.claims:
-        _check_claim(claim, path.name)
+        _check_claim(claim, artifact, path.name)
     return artifact
 
 
@@ -175,12 +176,14 @@ def load_ladder(scale: str) -> Ladder:
     return read_yaml(CONFIGS / "ladder" / f"{scale}.yaml", Ladder, scale=scale)
 
 
-def _check_claim(claim: Claim, where: str) -> None:
+def _check_claim(claim: Claim, artifact: Artifact, where: str) -> None:
     count = 2 if claim.expect == "within" else 1
     if len(claim.bound) != count or list(claim.bound) != sorted(claim.bound):
         raise UserError(f"{where}: claim {claim.id}: bound={list(claim.bound)}: {claim.expect} takes {count}, in order")
     if claim.test == "check" and not (claim.check and claim.field):
         raise UserError(f"{where}: claim {claim.id}: test=check needs check and field")
+    if claim.check and not any(fnmatchcase(name, claim.check) for name in artifact.checks):
+        raise UserError(f"{where}: claim {claim.id}: check={claim.check}: none of checks: {', '.join(artifact.checks)}")
     if claim.test in ("difference", "log_ratio", "slope", "minimiser") and not (claim.a and claim.b):
         raise UserError(f"{where}: claim {claim.id}: test={claim.test} needs a and b")
 

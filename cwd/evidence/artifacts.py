@@ -144,6 +144,8 @@ def _at_lambdas(block: Block, ladder: Ladder, plain: Plain, own: Mapping[Any, An
 
 def at_multiple(plain: Plain, multiple: float) -> Plain:
     """The configuration with lambda times `multiple`, to four digits. At 0 the mode is none, which all arms share."""
+    if multiple == 1:
+        return plain
     decay = dict(plain["decay"])
     decay["weight_decay"] = float(f"{decay['weight_decay'] * multiple:.4g}")
     if multiple == 0:

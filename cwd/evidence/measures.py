@@ -121,7 +121,8 @@ def _scalars(path: Path) -> dict[str, Curve]:
 def _tensor_curve(path: Path, field: str, pattern: str) -> Curve:
     points = []
     for line in read_metrics(path, "telemetry"):
-        values = [one[field] for name, one in line["tensors"].items() if fnmatchcase(name, pattern)]
+        tensors = line.get("tensors", {})
+        values = [one[field] for name, one in tensors.items() if fnmatchcase(name, pattern)]
         if values and all(value is not None for value in values):
             points.append((line["step"], _geometric(values)))
     return points

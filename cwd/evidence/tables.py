@@ -183,14 +183,12 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def check_tables(layout: Layout, checks: Sequence[Check]) -> list[Table]:
-    """What each theory check found, in the fields that the layout names."""
-    tables = []
-    for check in checks:
-        found = [(path, ", ".join(f"{value:.4g}" for value in select(check.summary, path))) for path in layout.fields]
-        tables.append(
-            Table(f"Check {check.name}", ("field", "values"), tuple((p, text or "-") for p, text in found), 2)
-        )
-    return tables
+    """What each theory check found, in the fields that the layout names: a column for each check."""
+    rows = [
+        (path, *(", ".join(f"{value:.4g}" for value in select(check.summary, path)) or "-" for check in checks))
+        for path in layout.fields
+    ]
+    return [Table("What was computed", ("field", *(check.name for check in checks)), tuple(rows), 1)] if rows else []
 
 
 def ledger_table(states: Sequence[State]) -> Table:

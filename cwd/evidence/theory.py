@@ -75,8 +75,8 @@ def _judge(claim: Claim, check: Check) -> Finding:
 
 
 def select(value: Any, path: str) -> Iterator[float]:
-    """Every number at a path into a summary: names joined by dots, ``*`` for each key or element, ``name[key=value]``
-    for the elements of a list that have this value.
+    """Every number at a path into a summary: names joined by dots, ``*`` for each key or element, ``a|b`` for some
+    keys, ``name[key=value]`` for the elements of a list that have this value.
     """
     if not path:
         if isinstance(value, int | float):
@@ -98,7 +98,7 @@ def select(value: Any, path: str) -> Iterator[float]:
 def _children(value: Any, name: str) -> list[Any]:
     if name == "*":
         return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [value[name]] if isinstance(value, dict) and name in value else []
+    return [value[one] for one in name.split("|") if isinstance(value, dict) and one in value]
 
 
 def paths_figure(artifact: Artifact, checks: Sequence[Check]) -> list[Figure]:
