@@ -211,6 +211,26 @@ def test_a_comparison_that_would_mix_settings_is_refused(study: Study, monkeypat
 # The other quantities
 
 
+def test_the_average_is_that_of_each_seeds_differences(study: Study) -> None:
+    """Single cells are too few to resolve what all of them together do."""
+    state = write_state(study, "table10", paired_losses(-0.01, spread=0.004))
+    (one,) = of(state, "lower_loss_average")
+    cells = of(state, "lower_loss")
+    assert len(cells) == 9
+    for seed in range(5):
+        assert one.values[seed] == pytest.approx(np.mean([cell.values[seed] for cell in cells]))
+    losses = {
+        mode: np.array([raw_losses(study.folder.root, o, mode, hidden=h) for o in OPTIMIZERS for h in (32, 48, 64)])
+        for mode in ("cautious", "decoupled")
+    }
+    interval = stats.ttest_rel(losses["cautious"].mean(0), losses["decoupled"].mean(0)).confidence_interval()
+    assert one.estimate is not None
+    assert (one.estimate.low, one.estimate.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert one.verdict == "supported"
+    assert {cell.verdict for cell in cells} != {"supported"}
+    assert all(len(keys) == 18 for keys in one.runs.values())
+
+
 def test_the_slope_of_the_gap_is_that_of_least_squares(study: Study) -> None:
     def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any]:
         gap = {"111m": 0.004, "338m": 0.006, "986m": 0.011, "2b": 0.012}[where["size"]]

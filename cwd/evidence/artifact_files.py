@@ -17,7 +17,7 @@ from cwd.sweeps import CONFIGS
 
 SCALES = ("smoke", "laptop", "paper")
 KINDS = ("table", "figure", "theory")
-TESTS = ("difference", "log_ratio", "value", "slope", "minimiser", "check")
+TESTS = ("difference", "log_ratio", "value", "average", "slope", "minimiser", "check")
 EXPECTATIONS = ("below", "above", "within")
 SEED_ROLES = ("report", "tuning", "both")
 
@@ -70,6 +70,7 @@ class Claim:
     difference: metric(a) - metric(b), of two runs that share weights and batches
     log_ratio:  log metric(a) - log metric(b), likewise
     value:      metric(a)
+    average:    the mean of the differences over all combinations of the coordinates `over`, which are one comparison
     slope:      the least-squares slope of metric(a) - metric(b) against log2 of the parameters, over the sizes
     minimiser:  log2 of the lambda that minimises the metric in arm a, minus that of arm b; each the vertex of a
                 parabola in log lambda through the best grid point and its neighbours
@@ -91,6 +92,7 @@ class Claim:
     b: dict[str, str] = field(default_factory=dict)
     where: dict[str, str] = field(default_factory=dict)
     each: tuple[str, ...] = ()
+    over: tuple[str, ...] = ()  # of an average
     published: str | None = None
     control: bool = False  # not the paper's: it has no such arm or comparison
     check: str | None = None
@@ -184,7 +186,7 @@ def _check_claim(claim: Claim, artifact: Artifact, where: str) -> None:
         raise UserError(f"{where}: claim {claim.id}: test=check needs check and field")
     if claim.check and not any(fnmatchcase(name, claim.check) for name in artifact.checks):
         raise UserError(f"{where}: claim {claim.id}: check={claim.check}: none of checks: {', '.join(artifact.checks)}")
-    if claim.test in ("difference", "log_ratio", "slope", "minimiser") and not (claim.a and claim.b):
+    if claim.test in ("difference", "log_ratio", "average", "slope", "minimiser") and not (claim.a and claim.b):
         raise UserError(f"{where}: claim {claim.id}: test={claim.test} needs a and b")
 
 

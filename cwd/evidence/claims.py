@@ -19,6 +19,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from cwd.errors import UserError
@@ -138,9 +139,9 @@ def _finding(claim: Claim, artifact: Artifact, where: dict[str, Any], a: list[Po
 
 
 def _matched(claim: Claim, artifact: Artifact, a: list[Point], b: list[Point]) -> list[tuple[Point, ...]]:
-    """The points that are compared with each other: one pair, or one for each size or lambda of the claim's axis."""
-    axis = {"slope": "size", "minimiser": "lambda"}.get(claim.test)
-    sides = [{point.coordinates.get(axis or ""): point for point in side} for side in (a, b) if side]
+    """The points that are compared with each other: one pair, or one for each step of the claim's axes."""
+    axes = {"slope": ("size",), "minimiser": ("lambda",)}.get(claim.test, claim.over)
+    sides = [{tuple(map(point.coordinates.get, axes)): point for point in side} for side in (a, b) if side]
     labels = list(sides[0])
     name = f"{artifact.name}: claim {claim.id}"
     several = any(len(by) != len(side) for by, side in zip(sides, (a, b), strict=False))
@@ -195,6 +196,13 @@ def _value(claim: Claim, cells: list[list[Cell]]) -> tuple[float | None, str]:
     return found, "" if found is not None or not cell.summary else f"no {claim.metric} in the record"
 
 
+def _average(claim: Claim, cells: list[list[Cell]]) -> tuple[float | None, str]:
+    found = [_paired(claim, a, b) for a, b in cells]
+    values = [value for value, _ in found if value is not None]
+    note = next((note for _, note in found if note), "")
+    return (fmean(values) if len(values) == len(found) else None), note
+
+
 def _slope(claim: Claim, cells: list[list[Cell]]) -> tuple[float | None, str]:
     """The least-squares slope of the difference against log2 of the parameters."""
     x, y = [], []
@@ -233,6 +241,7 @@ QUANTITIES: dict[str, Callable[[Claim, list[list[Cell]]], tuple[float | None, st
     "difference": _difference,
     "log_ratio": _difference,
     "value": _value,
+    "average": _average,
     "slope": _slope,
     "minimiser": _minimiser,
 }
@@ -240,12 +249,12 @@ QUANTITIES: dict[str, Callable[[Claim, list[list[Cell]]], tuple[float | None, st
 
 def _published(claim: Claim, artifact: Artifact, pairs: list[tuple[Point, ...]]) -> float | None:
     """The same quantity, of the paper's numbers."""
-    if claim.published is None or claim.test not in ("difference", "slope"):
+    if claim.published is None or claim.test not in ("difference", "average", "slope"):
         return None
     rows = [[_printed(claim, artifact, point.coordinates) for point in pair] for pair in pairs]
     known = [(pair[0], a - b) for pair, (a, b) in zip(pairs, rows, strict=True) if a is not None and b is not None]
-    if claim.test == "difference":
-        return known[0][1] if known else None
+    if claim.test != "slope":
+        return fmean(gap for _, gap in known) if known else None
     sizes = {"111m": 110.55, "338m": 338.44, "986m": 985.89, "2b": 2321.38}
     if len(known) < 2:
         return None
