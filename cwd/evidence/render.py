@@ -14,6 +14,7 @@ from rich.console import Console
 from cwd.evidence.document import Document, Figure, Table, as_tables
 from cwd.files import write_atomically
 
+WIDE = 140  # columns of a terminal in which numbers need not be broken
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": "\\textbackslash{}",
@@ -42,7 +43,8 @@ def to_terminal(document: Document, console: Console) -> None:
         shown = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for i, name in enumerate(table.columns):
             text = i < table.text_columns
-            shown.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+            wide = console.width >= WIDE and not text
+            shown.add_column(name, justify="left" if text else "right", no_wrap=wide, overflow="fold")
         for row in table.rows:
             shown.add_row(*(cell.replace("[", "\\[") for cell in row))
         console.print(shown, highlight=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ class State:
     findings: list[Finding]
     choices: list[Choice]  # of lambda, for its points with a lambda of their own
     search_runs: int  # in the grid on which the baseline's rate and lambda are tuned
+    tuning: list[Point]  # what the choices are made from, on tuning seeds
 
     @cached_property
     def missing(self) -> list[tuple[dict[str, Any], float]]:
-        """The runs to do, as :func:`cwd.evidence.artifacts.missing`."""
-        return missing(self.points)
+        """The runs to do, those that a choice of lambda waits for among them; as
+        :func:`cwd.evidence.artifacts.missing`.
+        """
+        return missing([*self.points, *self.tuning])
 
     @property
     def unfinished(self) -> list[str]:
@@ -65,34 +68,40 @@ class Study:
             raise UserError(f"--seeds {seeds}: must be at least 1")
         self.ladder, self.seeds = load_ladder(scale), seeds
         self.folder = RunsFolder(runs)
-        self._choices: dict[str, list[Choice]] = {}
+        self._tuning: dict[str, list[Point]] = {}
 
     def state(self, name: str) -> State:
         """The artifact of configs/artifact/`name`.yaml as it is now."""
         artifact = load_artifact(name)
-        choices = [choice for source in _sources(artifact) for choice in self.choices(source)]
-        own = {(source, c.optimizer, c.arm): c.multiple for source in _sources(artifact) for c in self.choices(source)}
+        tuning = {block.own: self._tuning_points(block.own) for block in artifact.blocks if block.own}
+        choices = {source: own_choices(points) for source, points in tuning.items()}
+        own = {(source, c.optimizer, c.arm): c.multiple for source, found in choices.items() for c in found}
         points = with_cells(expand(artifact, self.ladder, self.seeds, own), self.folder)
         checks = find_checks(artifact, self.folder)
         smoke = self.ladder.scale == "smoke"
         findings = [*judge(artifact, points, smoke), *judge_checks(artifact, checks)]
-        return State(artifact, self.ladder.scale, points, checks, findings, choices, self._search_runs())
+        return State(
+            artifact,
+            self.ladder.scale,
+            points,
+            checks,
+            findings,
+            [choice for found in choices.values() for choice in found],
+            self._search_runs(),
+            [point for found in tuning.values() for point in found],
+        )
 
     def _search_runs(self) -> int:
         grids = self.ladder.search.values()
         return sum(len(grid.lr) * len(grid.weight_decay) for grid in grids) * len(self.ladder.tuning_seeds)
 
-    def choices(self, name: str) -> list[Choice]:
-        """The own best lambdas that the tuning seeds of artifact `name` give, as far as they are done."""
-        if name not in self._choices:
+    def _tuning_points(self, name: str) -> list[Point]:
+        """The grid of artifact `name` on its tuning seeds alone."""
+        if name not in self._tuning:
             points = expand(load_artifact(name), self.ladder, self.seeds, {})
-            grid = [point for point in points if point.coordinates["choice"] == "grid"]
-            self._choices[name] = own_choices(with_cells(grid, self.folder))
-        return self._choices[name]
-
-
-def _sources(artifact: Artifact) -> list[str]:
-    return list(dict.fromkeys(block.own for block in artifact.blocks if block.own))
+            grid = [replace(point, seeds=()) for point in points if point.coordinates["choice"] == "grid"]
+            self._tuning[name] = with_cells(grid, self.folder)
+        return self._tuning[name]
 
 
 def all_missing(states: Sequence[State]) -> list[tuple[dict[str, Any], float]]:
