@@ -1,20 +1,38 @@
 # make help lists what there is. demo and test set up .venv by themselves, once, and again when the lock file changes.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint types unit proofs setup setup-dev clean
+ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c
+.PHONY: help demo tune paper $(ARTIFACTS) ledger test lint types unit proofs setup setup-dev clean
 
 PYTHON ?= python3
 BIN := .venv/bin
+SCALE ?= laptop
+LAUNCHER ?= local
+EVIDENCE = --scale $(SCALE) --launcher $(LAUNCHER) $(if $(SEEDS),--seeds $(SEEDS))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-zA-Z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/train.stamp  ## cautious against decoupled weight decay: AdamW, Lion, Muon on two cores, about five minutes
 	@echo "Three optimizers, decoupled and cautious, three seeds: 18 runs of a small language model on Python source."
 	@echo "A line for each run; stop and start again as you like, finished runs are kept."
-	@OMP_NUM_THREADS=1 $(BIN)/python train.py experiment=demo
-	@$(BIN)/python scripts/report.py demo
+	@$(BIN)/python scripts/artifact.py demo
+
+$(ARTIFACTS): .venv/train.stamp
+	@$(BIN)/python scripts/artifact.py $@ $(EVIDENCE)
+
+tableN:   ## a table or figure of the paper (table1-10, figure1-13, theorem1): runs what is missing, then shows and writes it
+	@echo "name one: make table10, make figure1, make theorem1; SCALE=smoke|laptop|paper SEEDS=n LAUNCHER=local|slurm"
+
+paper: .venv/train.stamp  ## every table and figure; SCALE=smoke (minutes), laptop (about three hours) or paper (a cluster)
+	@$(BIN)/python scripts/artifact.py all $(EVIDENCE)
+
+tune: .venv/train.stamp  ## the baseline's rates and lambdas, written to configs/tuned/
+	@$(BIN)/python scripts/tune.py $(EVIDENCE)
+
+ledger: .venv/train.stamp  ## every claim of the paper, and what the runs that are there say
+	@$(BIN)/python scripts/report.py --scale $(SCALE)
 
 test: .venv/dev.stamp  ## everything that must hold: formatting, lint, types, unit tests
 	@$(MAKE) --no-print-directory lint types unit

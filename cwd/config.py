@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -56,10 +56,13 @@ def identity(config: Config) -> dict[str, Any]:
 
     Where the text lies is no part of it: the data's fingerprint says what the text is.
     """
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
-    plain["dataset"].pop("files", None)
-    return {str(name): value for name, value in plain.items() if name not in NOT_IDENTITY}
+    return identity_of(asdict(config))
+
+
+def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`identity` of a configuration that is plain nested data already."""
+    found = {name: value for name, value in plain.items() if name not in NOT_IDENTITY}
+    return {**found, "dataset": {name: value for name, value in plain["dataset"].items() if name != "files"}}
 
 
 def allowed_keys(parent: str, chosen: Mapping[str, str] | None = None) -> list[str]:

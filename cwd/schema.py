@@ -244,7 +244,7 @@ class Machine:
 class Config:
     """A whole run."""
 
-    scale: str = choice(of=("smoke", "laptop"))
+    scale: str = choice(of=("smoke", "laptop", "paper"))
     seed: int = number(0, low=0, high=2**31 - 1)
     model: Model = field(default_factory=Model)
     dataset: Dataset = field(default_factory=Dataset)

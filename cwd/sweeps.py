@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from cwd.config import Config, validate
+from cwd.config import NOT_IDENTITY, Config, validate
+from cwd.files import write_atomically
+from cwd.schema import VARIANTS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FROM_SCALE = ("threads", "micro_batch_size", "compile")  # of the machine's settings, what a scale or a size may choose
 
 
 def compose_config(overrides: Sequence[str]) -> Config:
@@ -32,6 +37,33 @@ def compose_sweep(overrides: Sequence[str]) -> list[Config]:
         brought.pop(text.split("=", 1)[0].lstrip("+"), None)
     axes = [_values(text) for text in [*(f"{key}={value}" for key, value in brought.items()), *given]]
     return [compose_config([*fixed, *choice]) for choice in itertools.product(*axes)]
+
+
+def override_axes(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """The values that each override gives its key, one or, in a sweep, several; as text."""
+    return {text.split("=", 1)[0]: [value.split("=", 1)[1] for value in _values(text)] for text in overrides}
+
+
+def write_cells(configs: Iterable[dict[str, Any]], folder: Path) -> list[str]:
+    """Writes each run (a whole configuration, as plain data) as an experiment file, and returns the names, so that any
+    set of runs is one sweep: ``train.py --multirun --config-dir FOLDER experiment=NAME,NAME,...``.
+
+    The files hold every value, so an edit of configs/ while a cluster keeps them waiting does not change the runs.
+    """
+    target = folder / "experiment"
+    target.mkdir(parents=True, exist_ok=True)
+    names = []
+    for plain in configs:
+        groups = [{f"override /{group}": plain[group]["name"]} for group in (*VARIANTS, "tracker")]
+        values = {name: value for name, value in plain.items() if name not in NOT_IDENTITY}
+        values["machine"] = {name: plain["machine"][name] for name in FROM_SCALE}
+        content = yaml.safe_dump(
+            {"defaults": [{"override /scale": plain["scale"]}, *groups], **values}, sort_keys=False
+        )
+        name = hashlib.sha256(content.encode()).hexdigest()[:16]
+        write_atomically(target / f"{name}.yaml", f"# @package _global_\n{content}".encode())
+        names.append(name)
+    return names
 
 
 def _compose(overrides: Sequence[str], hydra: bool = False) -> DictConfig:

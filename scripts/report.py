@@ -1,29 +1,39 @@
-"""Prints an experiment's table from the runs that are there: ``python scripts/report.py demo [key=value ...]``."""
+"""Shows what the runs say: the ledger of all claims, or one table or figure.
 
-import sys
+python scripts/report.py                        every claim of the paper, and its verdict
+python scripts/report.py table10                one artifact: its table or figure, its claims' comparisons
+python scripts/report.py table10 --out results  and write it there: Markdown, LaTeX, JSON, PNG, PDF
+"""
+
+import argparse
 from pathlib import Path
 
 from cwd.cli import door
-from cwd.config import identity
-from cwd.errors import UserError
-from cwd.evidence.grid import find_cells
-from cwd.evidence.tables import print_comparison
-from cwd.sweeps import compose_sweep
+from cwd.evidence.artifact_files import artifact_names
+from cwd.evidence.render import terminal, to_terminal, write_all
+from cwd.evidence.report import document, ledger
+from cwd.evidence.study import Study
 
 
 def main() -> None:
-    """The first argument names a file of configs/experiment/; the rest are overrides as for train.py."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
-        return
-    experiment, *overrides = sys.argv[1:]
-    configs = compose_sweep([f"experiment={experiment}", *overrides])
-    modes = {config.decay.mode for config in configs}
-    if modes != {"decoupled", "cautious"}:
-        raise UserError(
-            f"experiment={experiment}: compares {', '.join(sorted(modes))}; this table needs decoupled and cautious"
-        )
-    print_comparison(find_cells(map(identity, configs), Path(configs[0].machine.runs)), "decoupled", "cautious")
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", nargs="*", help="a file of configs/artifact/; none: the ledger")
+    parser.add_argument("--scale", default="laptop", help="smoke, laptop or paper")
+    parser.add_argument("--seeds", type=int, help="report seeds; the ladder's number if not given")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder")
+    parser.add_argument("--out", type=Path, help="a folder for the written forms, under the scale's name")
+    arguments = parser.parse_args()
+    study = Study(arguments.scale, arguments.runs, arguments.seeds)
+    if arguments.artifact:
+        documents = [document(study.state(name)) for name in arguments.artifact]
+    else:
+        documents = [ledger([study.state(name) for name in artifact_names()])]
+    for one in documents:
+        to_terminal(one, terminal())
+        if arguments.out:
+            for path in write_all(one, arguments.out / arguments.scale):
+                print(path)
 
 
 if __name__ == "__main__":

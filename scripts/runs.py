@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cwd.cli import door
 from cwd.evidence.listing import find, print_difference, print_run, print_runs, select
-from cwd.evidence.tables import terminal
+from cwd.evidence.render import terminal
 
 
 def main() -> None:

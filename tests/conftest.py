@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
+import os
 import runpy
 import sys
 from collections.abc import Callable
@@ -63,6 +64,12 @@ def train_py(
         return Ended(status, *capsys.readouterr(), list(asked))
 
     return call
+
+
+@pytest.fixture
+def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files need not survive a power cut: hundreds of records are written in a moment."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="session")

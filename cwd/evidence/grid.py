@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cwd.errors import UserError
-from cwd.runs import Record, all_records
-from cwd.runs.record import FORMAT
+from cwd.runs import Record, run_key
+
+FINGERPRINT = re.compile(rb'"fingerprint":\s*"([^"]+)"')
+
+THEORY = re.compile(rb'"theory":\s*\{')
 
 
 @dataclass(frozen=True)
@@ -21,39 +25,71 @@ class Cell:
     record: Record | None
     left_out: int = 0  # records of this configuration that were made from other data
 
-    @property
+    @cached_property
     def state(self) -> str:
         """The record's state, "missing" without one."""
-        return self.record.status["state"] if self.record else "missing"
+        if self.record is None:
+            return "missing"
+        return "done" if self.summary else self.record.status["state"]
+
+    @cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """The result of a run that is done."""
+        return self.record.summary if self.record else None
 
     @property
     def loss(self) -> float | None:
         """The final loss of a run that is done."""
-        summary = self.record.summary if self.record else None
-        return summary["loss"] if summary else None
+        return self.summary["loss"] if self.summary else None
 
 
-def find_cells(identities: Iterable[dict[str, Any]], root: Path) -> list[Cell]:
+class RunsFolder:
+    """A runs folder as it is at one moment: its keys, and the data that its runs were made from.
+
+    A run's key is the hash of its identity and its data, so a wanted run is looked up, not searched for.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.keys = {path.parent.name for path in root.glob("*/config.json")} if root.is_dir() else set()
+
+    @cached_property
+    def fingerprints(self) -> list[str]:
+        """Of the data of all runs, in order."""
+        found = {match[1] for text in self._texts.values() if (match := FINGERPRINT.search(text))}
+        return sorted(one.decode() for one in found)
+
+    @cached_property
+    def theory(self) -> list[Record]:
+        """The records of theory's checks, by key."""
+        keys = [key for key in sorted(self.keys) if THEORY.search(self._texts[key])]
+        return [record for record in (Record(self.root / key) for key in keys) if record.description]
+
+    @cached_property
+    def _texts(self) -> dict[str, bytes]:
+        """Each run's config.json, unread."""
+        return {key: _read(self.root / key / "config.json") for key in self.keys}
+
+    def keys_of(self, identity: dict[str, Any]) -> dict[str, str]:
+        """Fingerprint -> key, of the runs with this identity."""
+        asked = {data: run_key(identity, data) for data in self.fingerprints}
+        return {data: key for data, key in asked.items() if key in self.keys}
+
+
+def find_cells(identities: Iterable[dict[str, Any]], runs: Path | RunsFolder) -> list[Cell]:
     """A cell for each identity. Records made from other data than the most common one among them are left out.
 
     A record of the same configuration but other data (another version of Python has another standard library) is
     another experiment, and a table must not mix them; each cell says how many it left out. A record of another
-    format is left out too.
+    format is left out too: its key is another.
     """
+    folder = RunsFolder(runs) if isinstance(runs, Path) else runs
     wanted = list(identities)
-    found: dict[str, list[Record]] = {}
-    for record in all_records(root):
-        if record.description.get("format") == FORMAT:
-            found.setdefault(_canonical(record.description["identity"]), []).append(record)
-    candidates = [record for identity in wanted for record in found.get(_canonical(identity), [])]
-    data = _most_common([record.description["data"]["fingerprint"] for record in candidates])
-    chosen = {
-        _canonical(r.description["identity"]): r for r in candidates if r.description["data"]["fingerprint"] == data
-    }
+    found = [folder.keys_of(identity) for identity in wanted]
+    data = _most_common([fingerprint for keys in found for fingerprint in keys])
     return [
-        Cell(identity, chosen.get(key), len(found.get(key, [])) - (key in chosen))
-        for identity in wanted
-        for key in [_canonical(identity)]
+        Cell(identity, Record(folder.root / keys[data]) if data in keys else None, len(keys) - (data in keys))
+        for identity, keys in zip(wanted, found, strict=True)
     ]
 
 
@@ -63,7 +99,7 @@ def check_paired(a: Cell, b: Cell) -> None:
     Raises:
         UserError: they are no pair.
     """
-    first, second = (cell.record.summary["pairing"] if cell.record and cell.record.summary else None for cell in (a, b))
+    first, second = (cell.summary["pairing"] if cell.summary else None for cell in (a, b))
     if first is None or first != second:
         keys = " and ".join(cell.record.key if cell.record else "?" for cell in (a, b))
         raise UserError(
@@ -71,9 +107,12 @@ def check_paired(a: Cell, b: Cell) -> None:
         )
 
 
-def _most_common(values: list[str]) -> str | None:
-    return max(sorted(set(values)), key=values.count) if values else None
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
-def _canonical(identity: Any) -> str:
-    return json.dumps(identity, sort_keys=True)
+def _most_common(values: list[str]) -> str:
+    return max(sorted(set(values)), key=values.count) if values else ""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import yaml
+
+FIELD = re.compile(r"\{([a-z_-]+)\}")
 
 
 @cache
@@ -15,10 +19,18 @@ def published() -> dict[str, Any]:
     return yaml.safe_load((files("cwd.evidence") / "published.yaml").read_text())
 
 
-def table10_difference(size: str, optimizer: str, metric: str = "loss") -> float | None:
-    """Table 10's cautious minus decoupled, of "338m", "986m" or "2b"; None where the paper has no such cell.
+def look_up(template: str, coordinates: Mapping[str, Any], aliases: Mapping[str, str]) -> Any:
+    """The published value at a path such as ``table10.rows.{size}.{optimizer}.loss.{arm}``; None where the paper has
+    none.
 
-    The loss is in nats per token (a negative difference favours cautious), the accuracy a fraction.
+    A field stands for a coordinate, or for several joined by "-"; `aliases` say how the paper calls it.
     """
-    cell = published()["table10"]["rows"].get(size, {}).get(optimizer)
-    return cell[metric]["cautious"] - cell[metric]["decoupled"] if cell else None
+
+    def word(match: re.Match[str]) -> str:
+        text = "-".join(str(coordinates.get(name, "?")) for name in match[1].split("-"))
+        return aliases.get(text, text)
+
+    value: Any = published()
+    for part in FIELD.sub(word, template).split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value[0] if isinstance(value, list) else value  # [mean, what stands behind its +-]

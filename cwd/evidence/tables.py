@@ -1,122 +1,204 @@
-"""Tables in the terminal."""
+"""Tables of an artifact's results, of its claims' findings, and of all claims: the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from cwd.evidence.artifact_files import Artifact, Layout
+from cwd.evidence.artifacts import Point, text_of
+from cwd.evidence.claims import Finding, overall
+from cwd.evidence.document import Table
+from cwd.evidence.measures import measure
+from cwd.evidence.published import look_up
+from cwd.evidence.study import State
+from cwd.evidence.theory import Check, select
 
-from cwd.errors import UserError
-from cwd.evidence.grid import Cell, check_paired
-from cwd.evidence.listing import flatten
-from cwd.evidence.published import table10_difference
-from cwd.evidence.statistics import PairedDifference, paired_difference
+NAMES = {
+    "adamw": "AdamW",
+    "lion": "Lion",
+    "muon": "Muon",
+    "sgd": "SGD",
+    "lr": "rate",
+    "decay_schedule": "lambda over time",
+}
+FINDINGS = (
+    "claim", "where", "seeds", "mean", "95% interval (t)", "95% (bootstrap)", "mean/sd", "published", "p (Holm)",
+    "verdict", "seeds needed",
+)  # fmt: skip
+SLOTS = ("rows", "columns")
 
-OPTIMIZERS = {"adamw": "AdamW", "lion": "Lion", "muon": "Muon", "sgd": "SGD"}
+
+def name_of(value: Any) -> str:
+    """A coordinate or an axis as people read it."""
+    return NAMES.get(text_of(value), text_of(value))
 
 
-def terminal() -> Console:
-    """The terminal as it is; 160 columns where there is none, so that a file or a pipe gets whole tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def print_comparison(cells: Sequence[Cell], baseline: str, arm: str, console: Console | None = None) -> None:
-    """For each optimizer: mean loss of both arms, their paired difference with its 95% interval, and the published one
-    (338M).
-
-    Only seeds of which both arms are done count; what is missing is said below the table.
+def grid_tables(state: State) -> list[Table]:
+    """The artifact's own table, once for each metric if that is not one of its axes: mean and spread over seeds, and
+    below each row what the paper printed.
     """
-    console = console or terminal()
-    smoke = "SMOKE, NO EVIDENCE. " if _is_smoke(cells) else ""
-    title = f"{smoke}Final validation loss (nats per token), {arm} against {baseline} decay"
-    table = Table(title=title, title_justify="left")
-    for name in ("optimizer", "lambda", "seeds", baseline, arm, "difference", "95% interval", "published, 338M"):
-        table.add_column(name, justify="left" if name == "optimizer" else "right", no_wrap=True)
-    for optimizer in dict.fromkeys(cell.identity["optimizer"]["name"] for cell in cells):
-        table.add_row(*_row([cell for cell in cells if cell.identity["optimizer"]["name"] == optimizer], baseline, arm))
-    console.print(table)
-    for line in _remarks(cells):
-        console.print(line, highlight=False, soft_wrap=True)
+    layout = state.artifact.layout
+    points = [point for point in state.points if point.matches(layout.where)]
+    if "metric" in (*layout.rows, *layout.columns):
+        return [_grid(state.artifact, state.scale, points, layout.metrics, state.artifact.title)]
+    several = len(layout.metrics) > 1
+    titles = {name: f"{state.artifact.title}: {name}" if several else state.artifact.title for name in layout.metrics}
+    return [_grid(state.artifact, state.scale, points, (name,), titles[name]) for name in layout.metrics]
 
 
-def _row(cells: Sequence[Cell], baseline: str, arm: str) -> list[str]:
-    first = cells[0].identity
-    _check_one_comparison(cells)
-    pairs = _pairs(cells, baseline, arm)
-    head = [OPTIMIZERS[first["optimizer"]["name"]], f"{first['decay']['weight_decay']:g}", str(len(pairs))]
-    published = table10_difference("338m", first["optimizer"]["name"])
-    tail = "-" if published is None or _is_smoke(cells) else f"{published:+.4f}"
-    if not pairs:
-        return [*head, "-", "-", "-", "-", tail]
-    theirs, ours = [a for a, _ in pairs], [b for _, b in pairs]
-    difference = paired_difference(ours, theirs)
-    means = [f"{sum(losses) / len(losses):.4f}" for losses in (theirs, ours)]
-    if _is_smoke(cells):
-        return [*head, *means, "-", "-", tail]
-    return [*head, *means, f"{difference.mean:+.4f}", _interval(difference), tail]
+def _grid(artifact: Artifact, scale: str, points: Sequence[Point], metrics: Sequence[str], title: str) -> Table:
+    layout = artifact.layout
+    cells: dict[tuple[Any, ...], dict[tuple[Any, ...], tuple[Point, str]]] = {}
+    columns: dict[tuple[Any, ...], None] = {}
+    for point, metric in itertools.product(points, metrics):
+        row, column = (_label({**point.coordinates, "metric": metric}, axes) for axes in (layout.rows, layout.columns))
+        cells.setdefault(row, {})[column] = point, metric
+        columns[column] = None
+    rows = []
+    for row, found in cells.items():
+        head = _row_names(layout, row, [point for point, _ in found.values()], scale)
+        shown = [cell_text(*found[column]) if column in found else "" for column in columns]
+        printed = _as_printed([_printed(artifact, *found[column]) if column in found else None for column in columns])
+        rows.append((*head, *shown))
+        if any(printed):
+            rows.append((*("" for _ in head[:-1]), "  published", *printed))
+    names = (*(name_of(axis) for axis in layout.rows), *(" ".join(map(name_of, column)) for column in columns))
+    return Table(title, names, tuple(rows), len(layout.rows))
 
 
-def _pairs(cells: Sequence[Cell], baseline: str, arm: str) -> list[tuple[float, float]]:
-    """(baseline loss, arm loss) of each seed that has both."""
-    by_arm = {(cell.identity["decay"]["mode"], cell.identity["seed"]): cell for cell in cells}
-    pairs = []
-    for seed in sorted({cell.identity["seed"] for cell in cells}):
-        a, b = by_arm.get((baseline, seed)), by_arm.get((arm, seed))
-        if a is not None and b is not None and a.loss is not None and b.loss is not None:
-            check_paired(a, b)
-            pairs.append((a.loss, b.loss))
-    return pairs
+def _label(coordinates: Mapping[str, Any], axes: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(coordinates.get(axis) for axis in axes)
 
 
-def _check_one_comparison(cells: Sequence[Cell]) -> None:
-    """Refuses cells that differ in more than the arm and the seed: a row would mix them."""
-    values: dict[str, set[str]] = {}
-    for cell in cells:
-        for name, value in flatten(cell.identity):
-            values.setdefault(name, set()).add(str(value))
-    mixed = sorted(name for name, found in values.items() if len(found) > 1 and name not in ("decay.mode", "seed"))
-    if mixed:
-        name = cells[0].identity["optimizer"]["name"]
-        several = "; ".join(f"{key}: {', '.join(sorted(values[key]))}" for key in mixed)
-        raise UserError(
-            f"optimizer={name}: one row cannot mix runs of several settings ({several}); choose one of each"
-        )
+def _row_names(layout: Layout, row: tuple[Any, ...], points: Sequence[Point], scale: str) -> list[str]:
+    names = [name_of(value) for value in row]
+    if "size" in layout.rows and scale != "paper":
+        names[layout.rows.index("size")] += stand_in(points)
+    return names
 
 
-def _interval(difference: PairedDifference) -> str:
-    if difference.low is None or difference.high is None:
-        return "one pair: none"
-    return f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+def stand_in(points: Iterable[Point]) -> str:
+    """ " (0.07M here)": the parameters of what stands for a size; empty without a run that is done."""
+    counts = [cell.summary["parameters"] for point in points for cell in point.cells.values() if cell.summary]
+    return f" ({counts[0] / 1e6:.2g}M here)" if counts else ""
 
 
-def _is_smoke(cells: Sequence[Cell]) -> bool:
-    return any(cell.identity["scale"] == "smoke" for cell in cells)
+def values_of(point: Point, metric: str) -> dict[int, Any]:
+    """The metric on each seed that is done: the report's seeds, or the tuning's where there are no others."""
+    done = point.done(point.seeds or point.tuning_seeds)
+    found = {seed: measure(cell, metric) for seed, cell in done.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _remarks(cells: Sequence[Cell]) -> list[str]:
-    first = cells[0].identity
-    shape, training = first["model"], first["training"]
-    millions = training["steps"] * training["batch_size"] * training["seq_len"] / 1e6
-    lines = [
-        "difference: cautious minus decoupled, mean over seeds; below zero favours cautious. Both arms of a seed share",
-        "initial weights, batches and lambda. An interval that holds zero says: not resolved with these seeds.",
-        "Small scale is not the paper's scale: here a model "
-        f"{shape['hidden_size']} wide and {shape['num_hidden_layers']} layers deep sees {millions:.1f}M tokens;",
-        "the paper's smallest in this table has 338M parameters and sees billions. Sign and size may change.",
+def cell_text(point: Point, metric: str) -> str:
+    """ "1.6301 ± 0.0123" (standard deviation over seeds), "(3 of 5)" where some are not done; "-" without a run."""
+    values = list(values_of(point, metric).values())
+    wanted = point.seeds or point.tuning_seeds
+    diverged = sum(point.cells[seed].state == "diverged" for seed in wanted if seed in point.cells)
+    tail = [f"{len(values)} of {len(wanted)}"] if 0 < len(values) < len(wanted) else []
+    tail += [f"{diverged} diverged"] if diverged else []
+    note = f" ({', '.join(tail)})" if tail else ""
+    if not values:
+        return "-" + note
+    if not all(isinstance(value, float) for value in values):
+        return ", ".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else str(v) for v in values))
+    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{spread}{note}"
+
+
+def _printed(artifact: Artifact, point: Point, metric: str) -> Any:
+    if artifact.layout.published is None:
+        return None
+    value = look_up(artifact.layout.published, {**point.coordinates, "metric": metric}, artifact.aliases)
+    return None if isinstance(value, dict) else value
+
+
+def _as_printed(values: Sequence[Any]) -> list[str]:
+    """A row of published values with as many decimals as the paper prints, which YAML's 2.7 for 2.70 has lost."""
+    decimals = max((len(str(value).partition(".")[2]) for value in values if isinstance(value, float)), default=0)
+    shown = [f"{value:.{decimals}f}" if isinstance(value, float) else value for value in values]
+    return ["" if value is None else str(value) for value in shown]
+
+
+def findings_tables(findings: Sequence[Finding]) -> list[Table]:
+    """A line for each comparison, and in a table of its own, as it has no seeds, for what each theory check found."""
+    compared = tuple((one.claim.id, where_of(one), *_numbers(one)) for one in findings if one.claim.test != "check")
+    checked = tuple(_checked(one) for one in findings if one.claim.test == "check")
+    tables = [Table("What the claims' comparisons say", FINDINGS, compared, 2)] if compared else []
+    names = ("claim", "check", "measured", "expected", "verdict")
+    return tables + ([Table("What the checks say", names, checked, 2)] if checked else [])
+
+
+def _checked(one: Finding) -> tuple[str, ...]:
+    measured = "-" if one.measured is None else f"{one.measured:.4g}"
+    expected = f"{one.claim.expect} {' and '.join(f'{bound:.7g}' for bound in one.claim.bound)}"
+    return (one.claim.id, where_of(one), measured, expected, one.verdict)
+
+
+def where_of(finding: Finding) -> str:
+    """ "338m AdamW"; a lambda carries its name."""
+    named = {"lambda": "lambda ", "multiple": "x "}
+    return " ".join(f"{named.get(axis, '')}{name_of(value)}" for axis, value in finding.coordinates.items())
+
+
+def _numbers(one: Finding) -> tuple[str, ...]:
+    seeds = f"{len(one.values)} of {one.planned}"
+    if one.estimate is None or one.verdict == "smoke":
+        return (seeds, *_dashes(4), _signed(one.published), "-", one.verdict, "-")
+    found, effect = one.estimate, one.effect_in_sd
+    return (
+        seeds,
+        _signed(found.mean),
+        _interval(found.low, found.high),
+        _interval(found.bootstrap_low, found.bootstrap_high),
+        "-" if effect is None else f"{effect:+.2f}",
+        _signed(one.published),
+        "-" if one.p is None else f"{one.p:.2g}",
+        one.verdict,
+        needed_text(one),
+    )
+
+
+def needed_text(one: Finding) -> str:
+    """How many seeds would resolve the published effect; "-" where there is none to resolve."""
+    if one.published is None or one.estimate is None or one.estimate.n < 3:
+        return "-"
+    return "over 10,000" if one.seeds_needed is None else str(one.seeds_needed)
+
+
+def _dashes(count: int, first: str = "-") -> tuple[str, ...]:
+    return (first, *("-" for _ in range(count - 1)))
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:+.4f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "one seed: none" if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
+
+
+def check_tables(layout: Layout, checks: Sequence[Check]) -> list[Table]:
+    """What each theory check found, in the fields that the layout names: a column for each check."""
+    rows = [
+        (path, *(", ".join(f"{value:.4g}" for value in select(check.summary, path)) or "-" for check in checks))
+        for path in layout.fields
     ]
-    if _is_smoke(cells):
-        lines.append("This is smoke scale: it proves that the plumbing works, and nothing else.")
-    unfinished = [cell.state for cell in cells if cell.loss is None]
-    if unfinished:
-        counts = ", ".join(f"{unfinished.count(state)} {state}" for state in sorted(set(unfinished)))
-        lines.append(f"Incomplete: of {len(cells)} runs, {counts}. A seed counts only where both of its arms are done.")
-    diverged = [cell.identity for cell in cells if cell.state == "diverged"]
-    if diverged:
-        names = ", ".join(f"{one['optimizer']['name']} {one['decay']['mode']} seed {one['seed']}" for one in diverged)
-        lines.append(f"Diverged, which no mean above shows: {names}.")
-    left_out = sum(cell.left_out for cell in cells)
-    if left_out:
-        lines.append(f"Left out: {left_out} runs of the same settings on other data.")
-    return lines
+    return [Table("What was computed", ("field", *(check.name for check in checks)), tuple(rows), 1)] if rows else []
+
+
+def ledger_table(states: Sequence[State]) -> Table:
+    """A line for each claim of all artifacts: its verdict, and how many of its comparisons have which."""
+    rows = []
+    for state in states:
+        for claim in state.artifact.claims:
+            mine = [one for one in state.findings if one.claim is claim]
+            counts = [one.verdict for one in mine]
+            told = ", ".join(f"{counts.count(name)} {name}" for name in dict.fromkeys(counts))
+            says = claim.says + (" (a control, not the paper's)" if claim.control else "")
+            rows.append((state.artifact.name, claim.id, overall(mine), told if len(mine) > 1 else "", says))
+    return Table("Every claim", ("artifact", "claim", "verdict", "comparisons", "the paper says"), tuple(rows), 5)

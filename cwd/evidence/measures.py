@@ -1,0 +1,132 @@
+"""What a claim or a table reads from a run: its final result, or a mean over a part of one of its curves.
+
+A metric is written
+
+    loss                        a value of the summary, or of the configuration (hidden_size, steps)
+    eval_loss@0.6-1             the mean of a curve over the evaluations from 60% of the steps to the end
+    strict_ratio@0              a curve's value nearest to that fraction of the steps
+    rms_x:layers.0.*.weight@1   a curve of single tensors; the geometric mean over those that match
+    a, b                        the mean of several;   a - b, a difference
+
+Curves: eval_loss, eval_accuracy, train_loss; grad_rms (the gradient's norm before clipping over the root of the number
+of parameters); mask_ratio, strict_ratio, rms_x, rms_u, rms_g (telemetry over all tensors).
+"""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from cwd.errors import UserError
+from cwd.evidence.grid import Cell
+from cwd.runs import read_metrics
+
+Curve = list[tuple[int, float]]  # (updates done, value)
+LINES = {"eval_loss": ("eval", "loss"), "eval_accuracy": ("eval", "accuracy"), "train_loss": ("train", "loss")}
+TELEMETRY = ("mask_ratio", "strict_ratio", "rms_x", "rms_u", "rms_g")
+CURVES = (*LINES, "grad_rms", *TELEMETRY)
+
+
+def measure(cell: Cell, metric: str) -> Any:
+    """The metric of a run that is done; None if it is not, or has no such value.
+
+    Raises:
+        UserError: a part of the metric cannot be read.
+    """
+    if " - " in metric:
+        values = [measure(cell, part) for part in metric.split(" - ")]
+        return None if None in values else values[0] - sum(values[1:])
+    if "," in metric:
+        values = [measure(cell, part) for part in parts(metric)]
+        return None if None in values else fmean(values)
+    name, at, window = metric.partition("@")
+    if at:
+        points = curve(cell, name)
+        return _within(points, window, cell.identity["training"]["steps"], metric) if points else None
+    return _plain(cell, name)
+
+
+def parts(metric: str) -> list[str]:
+    """The metrics whose mean a metric is."""
+    return [part.strip() for part in metric.split(",")]
+
+
+def curve(cell: Cell, name: str) -> Curve:
+    """A curve of a run, whatever its state; [] without a record or without such lines.
+
+    Raises:
+        UserError: no curve has this name.
+    """
+    base, colon, tensors = name.partition(":")
+    if base not in CURVES or (colon and base not in TELEMETRY):
+        raise UserError(f"{name}: no such curve; there are {', '.join(CURVES)}, of telemetry also NAME:tensor")
+    if cell.record is None:
+        return []
+    if colon:
+        return _tensor_curve(cell.record.metrics_file, base, tensors)
+    points = _scalars(cell.record.metrics_file).get(base, [])
+    if base != "grad_rms":
+        return points
+    count = (cell.summary or {}).get("parameters")
+    return [(step, value / math.sqrt(count)) for step, value in points] if count else []
+
+
+def _plain(cell: Cell, name: str) -> Any:
+    if cell.summary is None:
+        return None
+    for place in (cell.summary, cell.identity["model"], cell.identity["training"]):
+        if name in place:
+            return place[name]
+    return None
+
+
+def _within(points: Curve, window: str, steps: int, metric: str) -> float | None:
+    low, dash, high = window.partition("-")
+    try:
+        first, last = float(low), float(high or low)
+    except ValueError as error:
+        raise UserError(f"{metric}: cannot be read; a window is a fraction (@0.5) or two (@0.6-1)") from error
+    if not dash:
+        return min(points, key=lambda point: abs(point[0] - first * steps))[1]
+    inside = [value for step, value in points if first * steps <= step <= last * steps]
+    return fmean(inside) if inside else None
+
+
+@lru_cache(maxsize=20_000)
+def _scalars(path: Path) -> dict[str, Curve]:
+    """Every curve of a metrics file but those of single tensors."""
+    found: dict[str, Curve] = {}
+
+    def add(name: str, line: dict[str, Any], value: Any) -> None:
+        if value is not None:
+            found.setdefault(name, []).append((line["step"], value))
+
+    for line in read_metrics(path):
+        for name, (kind, key) in LINES.items():
+            if line["kind"] == kind:
+                add(name, line, line.get(key))
+        if line["kind"] == "train":
+            add("grad_rms", line, line.get("grad_norm"))
+        if line["kind"] == "telemetry":
+            for name in TELEMETRY:
+                add(name, line, line["overall"].get(name))
+    return found
+
+
+@lru_cache(maxsize=1_000)
+def _tensor_curve(path: Path, field: str, pattern: str) -> Curve:
+    points = []
+    for line in read_metrics(path, "telemetry"):
+        tensors = line.get("tensors", {})
+        values = [one[field] for name, one in tensors.items() if fnmatchcase(name, pattern)]
+        if values and all(value is not None for value in values):
+            points.append((line["step"], _geometric(values)))
+    return points
+
+
+def _geometric(values: list[float]) -> float:
+    return math.exp(fmean(map(math.log, values))) if min(values) > 0 else 0.0

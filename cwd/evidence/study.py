@@ -1,0 +1,110 @@
+"""All artifacts at one scale, over one runs folder: their points with what is done, and their findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cwd.errors import UserError
+from cwd.evidence.artifact_files import Artifact, load_artifact, load_ladder
+from cwd.evidence.artifacts import Point, expand, missing, with_cells
+from cwd.evidence.claims import Finding, judge
+from cwd.evidence.grid import RunsFolder
+from cwd.evidence.lambdas import Choice, own_choices
+from cwd.evidence.theory import Check, find_checks, judge_checks
+
+
+@dataclass(frozen=True)
+class State:
+    """An artifact as far as its runs go."""
+
+    artifact: Artifact
+    scale: str
+    points: list[Point]
+    checks: list[Check]
+    findings: list[Finding]
+    choices: list[Choice]  # of lambda, for its points with a lambda of their own
+    search_runs: int  # in the grid on which the baseline's rate and lambda are tuned
+    tuning: list[Point]  # what the choices are made from, on tuning seeds
+
+    @cached_property
+    def missing(self) -> list[tuple[dict[str, Any], float]]:
+        """The runs to do, those that a choice of lambda waits for among them; as
+        :func:`cwd.evidence.artifacts.missing`.
+        """
+        return missing([*self.points, *self.tuning])
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The state of each of its runs that has no result."""
+        cells = [cell for point in self.points for cell in point.cells.values()]
+        return [cell.state for cell in cells if not cell.summary] + [
+            "missing" for check in self.checks if not check.record
+        ]
+
+    @property
+    def needs(self) -> list[str]:
+        """What must exist before the rest of it can be run."""
+        return list(dict.fromkeys(point.needs for point in self.points if point.needs))
+
+
+class Study:
+    """Every artifact at one scale.
+
+    Args:
+        scale: smoke, laptop or paper.
+        runs: the runs folder.
+        seeds: report seeds, instead of the ladder's number.
+
+    Raises:
+        UserError: no such scale, a ladder that is not right, or no seeds.
+    """
+
+    def __init__(self, scale: str, runs: Path, seeds: int | None = None) -> None:
+        if seeds is not None and seeds < 1:
+            raise UserError(f"--seeds {seeds}: must be at least 1")
+        self.ladder, self.seeds = load_ladder(scale), seeds
+        self.folder = RunsFolder(runs)
+        self._tuning: dict[str, list[Point]] = {}
+
+    def state(self, name: str) -> State:
+        """The artifact of configs/artifact/`name`.yaml as it is now."""
+        artifact = load_artifact(name)
+        tuning = {block.own: self._tuning_points(block.own) for block in artifact.blocks if block.own}
+        choices = {source: own_choices(points) for source, points in tuning.items()}
+        own = {(source, c.optimizer, c.arm): c.multiple for source, found in choices.items() for c in found}
+        points = with_cells(expand(artifact, self.ladder, self.seeds, own), self.folder)
+        checks = find_checks(artifact, self.folder)
+        smoke = self.ladder.scale == "smoke"
+        findings = [*judge(artifact, points, smoke), *judge_checks(artifact, checks)]
+        return State(
+            artifact,
+            self.ladder.scale,
+            points,
+            checks,
+            findings,
+            [choice for found in choices.values() for choice in found],
+            self._search_runs(),
+            [point for found in tuning.values() for point in found],
+        )
+
+    def _search_runs(self) -> int:
+        grids = self.ladder.search.values()
+        return sum(len(grid.lr) * len(grid.weight_decay) for grid in grids) * len(self.ladder.tuning_seeds)
+
+    def _tuning_points(self, name: str) -> list[Point]:
+        """The grid of artifact `name` on its tuning seeds alone."""
+        if name not in self._tuning:
+            points = expand(load_artifact(name), self.ladder, self.seeds, {})
+            grid = [replace(point, seeds=()) for point in points if point.coordinates["choice"] == "grid"]
+            self._tuning[name] = with_cells(grid, self.folder)
+        return self._tuning[name]
+
+
+def all_missing(states: Sequence[State]) -> list[tuple[dict[str, Any], float]]:
+    """The runs to do of several artifacts, each once, seed by seed."""
+    runs = {repr(config): (config, cost) for state in states for config, cost in state.missing}
+    return sorted(runs.values(), key=lambda run: run[0]["seed"])
