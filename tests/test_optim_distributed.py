@@ -27,7 +27,7 @@ ROUNDING = {"rtol": 16 * UNIT, "atol": 16 * UNIT}
 
 def launch(folder: Path, size: int, part: str) -> dict[str, Any]:
     """What `size` processes made of a part of the cases: results, and the facts of each process."""
-    command = [sys.executable, "-m", "tests.distributed_cases"]
+    command = [sys.executable, "-m", "tests.distributed_worker"]
     places = [[str(rank), str(size), str(folder), part] for rank in range(size)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     log = [(folder / f"{part}{rank}.log").open("w+") for rank in range(size)]
