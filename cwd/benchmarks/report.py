@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -70,10 +71,10 @@ class Table:
         self._print(cells)
 
     def markdown(self) -> str:
-        """The table with its title above and its notes below."""
+        """The table with its title above."""
         rule = ["---", *["--:"] * (len(self.columns) - 1)]
         lines = ["| " + " | ".join(row) + " |" for row in (self.columns, rule, *self.rows)]
-        return "\n".join([f"**{self.title}**", "", *lines, *(line for note in self.notes for line in ("", note))])
+        return "\n".join([f"**{self.title}**", "", *lines])
 
     def _print(self, cells: Sequence[str]) -> None:
         widths = [FIRST, *(max(len(name), 10) for name in self.columns[1:])]
@@ -89,7 +90,8 @@ def publish(name: str, title: str, arguments: Sequence[str], tables: Sequence[Ta
     Args:
         name, arguments: the benchmark and its command line.
     """
-    for note in dict.fromkeys(note for table in tables for note in table.notes):
+    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
+    for note in notes:
         print(f"\n{note}")
     if not file:
         return
@@ -98,7 +100,7 @@ def publish(name: str, title: str, arguments: Sequence[str], tables: Sequence[Ta
     said = [argument for argument in arguments if not argument.startswith("markdown=")]
     command = " ".join(["python scripts/benchmark.py", name, *said])
     begin, end = f"<!-- {title}: begin -->", f"<!-- {title}: end -->"
-    parts = [begin, f"## {title}", _origin(command), *(table.markdown() for table in tables), end]
+    parts = [begin, f"## {title}", _origin(command), *(table.markdown() for table in tables), *notes, end]
     section = "\n\n".join(parts)
     found = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     text, replaced = found.subn(lambda _: section, text)
@@ -108,13 +110,14 @@ def publish(name: str, title: str, arguments: Sequence[str], tables: Sequence[Ta
 
 
 def _origin(command: str) -> str:
-    """Command, date, versions and machine, in two lines."""
+    """Command, date, versions, machine and how busy it was, in two lines."""
     where = describe_environment(device(), 1)
     commit = str(where["commit"] or "unknown")
     commit = commit[:12] + ("+changes" if commit.endswith("+changes") else "")
     machine = where["cpu"] if where["device"] == "cpu" else f"{where['device']} beside {where['cpu']}"
     threads = f"{where['threads']} thread{'s' * (where['threads'] != 1)}"
+    busy = f"load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     return (
         f"`{command}`, {datetime.date.today()}, commit {commit}.\n"
-        f"{machine}, {where['cores']} cores, {threads}; torch {torch.__version__}, Python {where['python']}."
+        f"{machine}, {where['cores']} cores, {threads}, {busy}; torch {torch.__version__}, Python {where['python']}."
     )
