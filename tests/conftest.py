@@ -122,3 +122,8 @@ def source(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first: autograd refuses to run in a child of a process in which it has run."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")

@@ -328,7 +328,6 @@ def test_a_gradient_that_is_lazily_conjugated_is_the_conjugate():
     assert_close(left.detach(), right.detach(), **EXACT)
 
 
-@pytest.mark.xfail(raises=(RuntimeError, TypeError), reason="orthogonalize takes one matrix")
 @pytest.mark.parametrize("mode", [mode for mode in MODES if MODES[mode].sums is None])
 def test_a_stack_of_matrices_is_its_matrices_one_by_one(mode):
     stack = torch.nn.Parameter(normal(3, 6, 4))
