@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch.nn import Parameter
 
 from cwd.benchmarks.workload import LR
-from cwd.optim import SGD, AdamW, CautiousWeightDecay, Lion, Muon
+from cwd.optim import RULES, SGD, AdamW, CautiousWeightDecay, Lion, Muon
 
 CLASSES: dict[str, Any] = {"adamw": AdamW, "lion": Lion, "sgd": SGD, "muon": Muon}  # by rule
 WAYS: dict[str, dict[str, Any]] = {
@@ -20,9 +19,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def ways(rule: str) -> dict[str, dict[str, Any]]:
-    """The ways to run a rule, with the arguments that ask for them; those that its class does not take are left out."""
-    accepted = inspect.signature(CLASSES[rule]).parameters
-    return {way: kwargs for way, kwargs in WAYS.items() if set(kwargs) <= set(accepted)}
+    """The ways to run a rule, with the arguments that ask for them. A rule for matrices has the eager one only."""
+    return {"eager": WAYS["eager"]} if RULES[rule].matrices_only else WAYS
 
 
 def wrapped_adamw(params: list[Parameter], mode: str = "cautious") -> CautiousWeightDecay:
