@@ -7,20 +7,20 @@ Every summary holds ``check``, ``seconds``, and numbers that were computed, neve
 
 table1_*    cwd.theory.table1 says what the numbers of a level are.
             objectives.NAME.dimension
-            objectives.NAME.levels[i]: layer, smoothing, integrator; drop, rise, tolerance, balance, sharp_rise,
-                sharp_tolerance, refinement, largest_rate, most_in_layer (coordinates that are in the layer at one
-                time, at most), mask_ratio (mean of s), evaluations: each the least favourable over the starts; the last
-                level is the finest
+            objectives.NAME.levels[i]: layer, smoothing, integrator; the last level is the finest
+            objectives.NAME.levels[i].starts[start]: drop, rise, tolerance, balance, sharp_rise, sharp_tolerance,
+                refinement, largest_rate, most_in_layer (coordinates that are in the layer at one time, at most),
+                mask_ratio (mean of s), evaluations (of the right-hand side)
             objectives.NAME.ends[start]: gradient_norm_at_start, gradient_norm, momentum_norm
             objectives.NAME.control: from_start[start], from_end[start]: rise, tolerance; rise and tolerance, their
                 largest
-            worst: over the objectives at the finest level: rise, rise_over_tolerance, sharp_rise_over_tolerance,
+            worst: over objectives and starts at the finest level: rise, rise_over_tolerance, sharp_rise_over_tolerance,
                 tolerance_over_drop, largest_rate, least_control_rise_over_tolerance, most_control_rise
             table1_sgd: sliding.TOY: start, end, length of the exact sliding path; layers[i]: layer, distance from it,
                 largest_f, rise
             table1_muon: signs.random[i], signs.worst[i]: shape, opposite_signs (share of the entries), conflict,
                 bound; signs.gamma; signs.paths[i]: weight_decay, rise, tolerance.
-                mask_reads_direction.NAME[level]: layer, smoothing, integrator, rise, tolerance
+                mask_reads_direction.NAME[i]: layer, smoothing, integrator, rise, tolerance
             table1_adam: gamma_at_bound.NAME[0], gamma_beyond_bound.NAME[0]: as mask_reads_direction
             metrics: lines "lyapunov" and "control": objective, start, t, h, sharp_h
 figure2, figure3
@@ -87,19 +87,19 @@ _row = functools.partial(Check, module="table1", settings_of="table1_settings", 
 _toy = functools.partial(Check, module="toys", settings_of="toy_settings", run="run_toy")
 
 _CHECKS = {
-    "table1_sgd": _row("f along SGD + CWD, and its sliding mode", arguments=("sgd", {}, LEVELS)),
-    "table1_sgdm": _row("H along SGD with momentum + CWD", arguments=("sgdm", {"beta": 1.0}, LEVELS)),
+    "table1_sgd": _row("f along SGD + CWD, and its sliding mode", arguments=("sgd", {}, LEVELS, 10.0)),
+    "table1_sgdm": _row("H along SGD with momentum + CWD", arguments=("sgdm", {"beta": 1.0}, LEVELS, 10.0)),
     "table1_lion": _row(
         "H along Lion + CWD, K the smoothed l1 norm",
-        arguments=("lion", {"alpha": 1.0, "gamma": 1.0, "norm": "l1"}, LION_LEVELS),
+        arguments=("lion", {"alpha": 1.0, "gamma": 1.0, "norm": "l1"}, LION_LEVELS, 6.0),
     ),
     "table1_muon": _row(
         "H along Muon + CWD, K the smoothed nuclear norm, and where the condition on K fails",
-        arguments=("muon", {"alpha": 1.0, "gamma": 1.0, "norm": "nuclear"}, LION_LEVELS),
+        arguments=("muon", {"alpha": 1.0, "gamma": 1.0, "norm": "nuclear"}, LION_LEVELS, 10.0),
     ),
     "table1_adam": _row(
         "H along Adam + CWD, and at and beyond gamma = 4 alpha",
-        arguments=("adam", {"alpha": 1.0, "gamma": 0.1, "eps": 1e-2}, LEVELS),
+        arguments=("adam", {"alpha": 1.0, "gamma": 0.1, "eps": 1e-2}, LEVELS, 10.0),
     ),
     "figure2": _toy("Adam, AdamW, Adam + CWD on the toy whose minimisers are a circle", arguments=("circle",)),
     "figure3": _toy("Adam, AdamW, Adam + CWD on the toy whose minimisers are a parabola", arguments=("parabola",)),

@@ -12,7 +12,7 @@ control means what it says.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,18 +51,17 @@ class Mask:
 
     def _depth(self, y: Array) -> Array:
         assert self.width is not None
-        return np.minimum(
-            np.maximum(y / self.width + (self.side == "below"), 0.0), 1.0
-        )  # np.clip is slow on small arrays
+        z = y / self.width + (self.side == "below")
+        return np.minimum(np.maximum(z, 0.0), 1.0)  # np.clip is slow on small arrays
 
 
 class Point(NamedTuple):
-    """A state and what follows from it. Arrays of shape (d,); m and v are zero where the optimizer has none.
+    """A state and what follows from it, or many: arrays of shape (..., d); m and v are zero where there are none.
 
     x' = -u - lambda * s * x, with s the mask's selection at y.
     """
 
-    t: float
+    t: float | Array  # (..., 1)
     x: Array
     m: Array
     v: Array
@@ -87,21 +86,21 @@ class Dynamics:
         """The first state (buffers, d), from x and, where the optimizer has it, the momentum m (zero if not given)."""
         return np.stack([x, np.zeros_like(x) if m is None else m][: self.buffers])
 
-    def point(self, t: float, state: Array) -> Point:
-        """Everything at one state."""
-        x = state[0]
-        m = state[1] if self.buffers > 1 else np.zeros_like(x)
-        v = state[2] if self.buffers > 2 else np.zeros_like(x)
+    def point(self, t: float | Array, state: Array) -> Point:
+        """Everything at a state (buffers, d), or at many (..., buffers, d) with their times (..., 1)."""
+        x = state[..., 0, :]
+        m = state[..., 1, :] if self.buffers > 1 else np.zeros_like(x)
+        v = state[..., 2, :] if self.buffers > 2 else np.zeros_like(x)
         g = self.objective.gradient(x)
         u = self.direction(t, m, v, g)
         y = self.product(x, m, g, u)
         return Point(t, x, m, v, g, u, y, self.mask.selection(y))
 
     def velocity(self, p: Point) -> Array:
-        """d(state)/dt, its rows end to end: (buffers * d,)."""
+        """d(state)/dt of one state, its rows end to end: (buffers * d,)."""
         return np.concatenate([-p.u - self.weight_decay * p.s * p.x, *self.memory(p)])
 
-    def direction(self, t: float, m: Array, v: Array, g: Array) -> Array:
+    def direction(self, t: float | Array, m: Array, v: Array, g: Array) -> Array:
         """u, without decay."""
         raise NotImplementedError
 
@@ -118,7 +117,7 @@ class Dynamics:
 class SGD(Dynamics):
     """x' = -grad f - lambda * 1[grad f * x >= 0] * x."""
 
-    def direction(self, t: float, m: Array, v: Array, g: Array) -> Array:
+    def direction(self, t: float | Array, m: Array, v: Array, g: Array) -> Array:
         """grad f."""
         return g
 
@@ -135,7 +134,7 @@ class SGDM(Dynamics):
 
     buffers = 2
 
-    def direction(self, t: float, m: Array, v: Array, g: Array) -> Array:
+    def direction(self, t: float | Array, m: Array, v: Array, g: Array) -> Array:
         """m."""
         return m
 
@@ -163,7 +162,7 @@ class LionK(Dynamics):
 
     buffers = 2
 
-    def direction(self, t: float, m: Array, v: Array, g: Array) -> Array:
+    def direction(self, t: float | Array, m: Array, v: Array, g: Array) -> Array:
         """-grad K(m)."""
         return -norm_gradient(self.norm, m, self.objective.shape, self.smoothing)
 
@@ -196,11 +195,11 @@ class Adam(Dynamics):
         (a, c), g = self.corrections(self.begins), self.objective.gradient(x)
         return np.stack([x, g / a if m is None else m, np.maximum(g * g / c, 1e-12)])
 
-    def corrections(self, t: float) -> tuple[float, float]:
-        """a and c."""
-        return float(-1 / np.expm1(-self.alpha * t)), float(-1 / np.expm1(-self.gamma * t))
+    def corrections(self, t: float | Array) -> tuple[Any, Any]:
+        """a and c, of t's shape."""
+        return -1 / np.expm1(-self.alpha * t), -1 / np.expm1(-self.gamma * t)
 
-    def direction(self, t: float, m: Array, v: Array, g: Array) -> Array:
+    def direction(self, t: float | Array, m: Array, v: Array, g: Array) -> Array:
         """a * m / h."""
         a, c = self.corrections(t)
         return a * m / (np.sqrt(c * v) + self.eps)

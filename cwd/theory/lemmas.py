@@ -13,7 +13,7 @@ from cwd.theory.objectives import Array
 BETAS = [(0.9, 0.9), (0.9, 0.95), (0.9, 0.99), (0.9, 0.999), (0.0, 0.999)]
 
 
-def check_lemmas(seed: int) -> dict[str, Any]:
+def check_lemmas(seed: int, steps: int) -> dict[str, Any]:
     """|mhat| / (sqrt(vhat) + eps) <= C = sqrt((1 - beta1) / (1 - beta2)), and, for m and any g,
     |(1[m x >= 0] - 1[g x >= 0]) x| <= 1[m g <= 0] |x|.
 
@@ -23,9 +23,9 @@ def check_lemmas(seed: int) -> dict[str, Any]:
     rows, violations, checked = [], 0, 0
     for beta1, beta2 in BETAS:
         c = ((1 - beta1) / (1 - beta2)) ** 0.5
-        ratio, broken, count = _drive(random_gradients(seed, 1000, 64), (beta1, beta2))
+        ratio, broken, count = _drive(random_gradients(seed, steps, 64), (beta1, beta2))
         violations, checked = violations + broken, checked + count
-        worst, *_ = _drive(worst_gradients(beta1, beta2, 2000), (beta1, beta2))
+        worst, *_ = _drive(worst_gradients(beta1, beta2, steps), (beta1, beta2))
         rows.append({"betas": [beta1, beta2], "C": c, "random_over_C": ratio / c, "worst_over_C": worst / c})
     return {"update": rows, "mask_violations": violations, "mask_checked": checked}
 

@@ -30,34 +30,34 @@ from cwd.theory.norms import norm_gap, norm_value
 from cwd.theory.objectives import Array
 
 
-def value(dynamics: Dynamics, p: Point, sharp: bool = False) -> float:
-    """H at a point.
+def value(dynamics: Dynamics, p: Point, sharp: bool = False) -> Array:
+    """H at a point, a number, or at many, (...).
 
     Args:
         sharp: the paper's own H, with max(y, 0) and the norm itself, for the mask's primitive and the smoothed norm.
     """
-    f = float(dynamics.objective.value(p.x))
+    f = dynamics.objective.value(p.x)
     match dynamics:
         case SGD():
             return f
         case SGDM(beta=beta):
-            return beta * f + 0.5 * float(p.m @ p.m) + _decay(dynamics, p.m * p.x, sharp)
+            return beta * f + 0.5 * np.vecdot(p.m, p.m) + _decay(dynamics, p.m * p.x, sharp)
         case LionK(alpha=alpha, norm=norm):
             size = norm_value(norm, p.m, dynamics.objective.shape, 0.0 if sharp else dynamics.smoothing)
             return alpha * f + size + _decay(dynamics, -p.m * p.x, sharp)
         case Adam(alpha=alpha):
-            return alpha * f + 0.5 * float(p.u @ p.m) + _decay(dynamics, p.m * p.x, sharp)
+            return alpha * f + 0.5 * np.vecdot(p.u, p.m) + _decay(dynamics, p.m * p.x, sharp)
     raise TypeError(dynamics)
 
 
-def rate(dynamics: Dynamics, p: Point) -> float:
-    """dH/dt at a point, of the H with the mask's primitive and the smoothed norm."""
+def rate(dynamics: Dynamics, p: Point) -> Array:
+    """dH/dt at a point, a number, or at many, (...); of the H with the mask's primitive and the smoothed norm."""
     decay = dynamics.weight_decay
     match dynamics:
         case SGD():
-            return -float(p.g @ p.g) - decay * float(p.s @ p.y)
+            return -np.vecdot(p.g, p.g) - decay * np.vecdot(p.s, p.y)
         case SGDM(beta=beta):
-            return -float((decay * p.s + beta) @ (p.m * p.m)) - decay * float((p.s * (beta + decay * p.s)) @ p.y)
+            return -np.vecdot(decay * p.s + beta, p.m * p.m) - decay * np.vecdot(p.s * (beta + decay * p.s), p.y)
         case LionK():
             return _lion_rate(dynamics, p)
         case Adam():
@@ -65,21 +65,22 @@ def rate(dynamics: Dynamics, p: Point) -> float:
     raise TypeError(dynamics)
 
 
-def _lion_rate(dynamics: LionK, p: Point) -> float:
+def _lion_rate(dynamics: LionK, p: Point) -> Array:
     """Also where the dynamics' mask reads grad K(m) and that of H, `own`, reads m: this brings in grad f."""
     decay, product = dynamics.weight_decay, -p.m * p.x
     own = p.s if dynamics.reads == "m" else dynamics.mask.selection(product)
-    friction = float((decay * own + dynamics.gamma) @ (-p.u * p.m))
-    brake = float((own * (dynamics.gamma + decay * p.s)) @ product)
-    return -friction - decay * brake + dynamics.alpha * decay * float((own - p.s) @ (p.g * p.x))
+    rest = -np.vecdot(decay * own + dynamics.gamma, -p.u * p.m)
+    rest -= decay * np.vecdot(own * (dynamics.gamma + decay * p.s), product)
+    return rest if own is p.s else rest + dynamics.alpha * decay * np.vecdot(own - p.s, p.g * p.x)
 
 
-def _adam_rate(dynamics: Adam, p: Point) -> float:
+def _adam_rate(dynamics: Adam, p: Point) -> Array:
     alpha, decay, (a, c) = dynamics.alpha, dynamics.weight_decay, dynamics.corrections(p.t)
-    root = np.sqrt(c * p.v)
-    growth = dynamics.gamma * c * (p.g * p.g - c * p.v) / (2 * root * (root + dynamics.eps))  # h' / h
-    friction = float((decay * p.s + 0.5 * (alpha * (a + 1) + growth)) @ (p.u * p.m))
-    return -friction - decay * float((p.s * (alpha + decay * p.s)) @ p.y)
+    square = c * p.v
+    root = np.sqrt(square)
+    growth = dynamics.gamma * c * (p.g * p.g - square) / (2 * root * (root + dynamics.eps))  # h' / h
+    friction = np.vecdot(decay * p.s + 0.5 * (alpha * (a + 1) + growth), p.u * p.m)
+    return -friction - decay * np.vecdot(p.s * (alpha + decay * p.s), p.y)
 
 
 def sharp_gap(dynamics: Dynamics) -> float:
@@ -90,7 +91,7 @@ def sharp_gap(dynamics: Dynamics) -> float:
     return gap
 
 
-def _decay(dynamics: Dynamics, product: Array, sharp: bool) -> float:
+def _decay(dynamics: Dynamics, product: Array, sharp: bool) -> Array:
     mask = dynamics.mask
     kept = np.maximum(product, 0.0) if sharp and mask.width is not None else mask.primitive(product)
-    return dynamics.weight_decay * float(np.sum(kept))
+    return dynamics.weight_decay * np.sum(kept, axis=-1)

@@ -15,19 +15,19 @@ from cwd.theory.objectives import Array
 NORMS = ("l1", "nuclear")
 
 
-def norm_value(norm: str, m: Array, shape: tuple[int, int], smoothing: float) -> float:
-    """K(m) for m of shape (d,), read as a matrix of `shape` (rows, columns) for the nuclear norm."""
-    sizes = np.abs(m) if norm == "l1" else np.linalg.svd(m.reshape(shape), compute_uv=False)
-    return float(np.sum(np.sqrt(sizes * sizes + smoothing * smoothing) - smoothing))
+def norm_value(norm: str, m: Array, shape: tuple[int, int], smoothing: float) -> Array:
+    """K(m) for m of shape (..., d), read as matrices of `shape` (rows, columns) for the nuclear norm: (...)."""
+    sizes = np.abs(m) if norm == "l1" else np.linalg.svd(m.reshape(*m.shape[:-1], *shape), compute_uv=False)
+    return np.sum(np.sqrt(sizes * sizes + smoothing * smoothing) - smoothing, axis=-1)
 
 
 def norm_gradient(norm: str, m: Array, shape: tuple[int, int], smoothing: float) -> Array:
-    """grad K(m), (d,): m / sqrt(m^2 + delta^2), or U diag(s / sqrt(s^2 + delta^2)) V^T of the singular values s."""
+    """grad K(m), (..., d): m / sqrt(m^2 + delta^2), or U diag(s / sqrt(s^2 + delta^2)) V^T of the singular values s."""
     if norm == "l1":
         return m / np.sqrt(m * m + smoothing * smoothing) if smoothing else np.sign(m)
-    left, sizes, right = np.linalg.svd(m.reshape(shape), full_matrices=False)
+    left, sizes, right = np.linalg.svd(m.reshape(*m.shape[:-1], *shape), full_matrices=False)
     scaled = sizes / np.sqrt(sizes * sizes + smoothing * smoothing) if smoothing else np.sign(sizes)
-    return ((left * scaled) @ right).reshape(-1)
+    return ((left * scaled[..., None, :]) @ right).reshape(m.shape)
 
 
 def norm_gap(norm: str, shape: tuple[int, int], smoothing: float) -> float:

@@ -1,4 +1,4 @@
-"""Paths of the dynamics, by SciPy's integrator, and the Lyapunov function along them."""
+"""Paths of the dynamics, by SciPy's integrator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from cwd.theory.dynamics import Dynamics, Point
-from cwd.theory.lyapunov import rate, value
+from cwd.theory.lyapunov import rate
 from cwd.theory.objectives import Array
 
 
@@ -48,14 +48,9 @@ def integrate(dynamics: Dynamics, state: Array, end: float, points: int, toleran
     return Path(times, found.y[:-1].T.reshape(points, *shape), found.y[-1], int(found.nfev))
 
 
-def points_of(dynamics: Dynamics, path: Path) -> list[Point]:
-    """What follows from the state at every time of a path."""
-    return [dynamics.point(t, state) for t, state in zip(path.t, path.states, strict=True)]
-
-
-def along(dynamics: Dynamics, points: list[Point], sharp: bool = False) -> Array:
-    """H at every point, (n,). `sharp` as in :func:`cwd.theory.lyapunov.value`."""
-    return np.array([value(dynamics, p, sharp) for p in points])
+def points_of(dynamics: Dynamics, path: Path) -> Point:
+    """What follows from the states at all times of a path: arrays (n, d)."""
+    return dynamics.point(path.t[:, None], path.states)
 
 
 def largest_rise(values: Array) -> float:

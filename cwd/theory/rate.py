@@ -39,6 +39,7 @@ def theorem1_settings() -> Settings:
         "sigma": 1.0,
         "betas": [0.9, 0.99],
         "weight_decay": 0.1,
+        "lemma_steps": 1000,
         "seed": 0,
     }
 
@@ -102,7 +103,7 @@ def run_theorem1(settings: Settings, say: Callable[[str], None], log: MetricsLog
         },
         "sweeps": sweeps,
         "largest_over_bound": max(row["over_bound"] for row in rows),
-        "lemmas": check_lemmas(settings["seed"]),
+        "lemmas": check_lemmas(settings["seed"], settings["lemma_steps"]),
     }
 
 
@@ -142,23 +143,30 @@ def _average(settings: Settings, objective: Objective, eps: float, steps: int, l
     Also the largest entry of any x_t, and the largest f(x_1) minus the least value of f.
     """
     generator = np.random.default_rng([settings["seed"], steps])
-    batches = np.array(settings["batches"])[None, :, None]
-    shape = (settings["seeds"], batches.size, settings["dimension"])
+    shape = (settings["seeds"], len(settings["batches"]), settings["dimension"])
     first = settings["spread"] * np.random.default_rng(settings["seed"]).standard_normal((shape[0], 1, shape[2]))
     x = torch.tensor(np.broadcast_to(first, shape).copy(), requires_grad=True)
     decay, betas = settings["weight_decay"], tuple(settings["betas"])
     optimizer = AdamW([x], lr, betas, eps, decay, "cautious", compile=False)
-    points, unit = x.detach().numpy(), settings["sigma"] / settings["dimension"] ** 0.5
-    draws = np.broadcast_to(np.maximum(batches, 1), shape)
+    points = x.detach().numpy()  # shares x's memory
     total, largest = np.zeros(shape[:2]), 0.0
     for _ in range(steps):
         gradient = objective.gradient(points)
         total += stationarity(points, gradient, decay)
         largest = max(largest, float(np.max(np.abs(points))))
-        noise = (2 * generator.binomial(draws, 0.5) / draws - 1) * (batches > 0)  # the mean of `draws` signs
-        x.grad = torch.from_numpy(gradient + unit * noise)
+        x.grad = torch.from_numpy(gradient + draw_noise(generator, settings["batches"], shape, settings["sigma"]))
         optimizer.step()
     return total / steps, largest, float(np.max(objective.value(first))) - float(objective.minimum or 0.0)
+
+
+def draw_noise(generator: np.random.Generator, batches: list[int], shape: tuple[int, int, int], sigma: float) -> Array:
+    """The error of a stochastic gradient, (seeds, batches, d): the mean of n vectors of random signs times sigma /
+    sqrt(d), for each batch size n; zero for n = 0.
+    """
+    sizes = np.array(batches)[None, :, None]
+    count = np.maximum(sizes, 1)
+    signs = 2 * generator.binomial(np.broadcast_to(count, shape), 0.5) / count - 1
+    return sigma / shape[-1] ** 0.5 * signs * (sizes > 0)
 
 
 def _constants(

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cwd.theory.dynamics import LionK, Mask
+from cwd.theory.lyapunov import value
 from cwd.theory.norms import norm_gradient, norm_value
 from cwd.theory.objectives import Array, quadratic
-from cwd.theory.paths import along, integrate, largest_rise, points_of
+from cwd.theory.paths import integrate, largest_rise, points_of
 
 FULL_RANK = 1e-3  # weight of the identity in P
 
@@ -76,6 +77,6 @@ def _path_from_worst(seed: int, decay: float, smoothing: float, tolerance: float
     x = 1e-3 * np.sign(m) * np.where(product < 0, -1.0, 1.0)
     dynamics = LionK(objective, decay, Mask(1e-5), alpha=0.01, norm="nuclear", smoothing=smoothing)
     path = integrate(dynamics, dynamics.start(x, m), 0.5, 501, tolerance)
-    values = along(dynamics, points_of(dynamics, path))
+    values = value(dynamics, points_of(dynamics, path))
     balance = float(np.max(np.abs(values - values[0] - path.work)))
     return {"weight_decay": decay, "rise": largest_rise(values), "tolerance": 2 * balance}

@@ -13,8 +13,9 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from cwd.theory.dynamics import Dynamics
+from cwd.theory.lyapunov import value
 from cwd.theory.objectives import Array
-from cwd.theory.paths import along, integrate, largest_rise, points_of
+from cwd.theory.paths import integrate, largest_rise, points_of
 
 NORMALS = {"circle": lambda p: p - 3.0, "parabola": lambda p: np.array([-2 * (p[0] - 3.0), 1.0])}
 STARTS = {"circle": (2.5, 3 + 0.75**0.5), "parabola": (4.5, 5.25)}  # on M, off its front
@@ -62,7 +63,7 @@ def compare_with_sliding(toy: str, flows: list[Dynamics], end: float, tolerance:
                 "layer": dynamics.mask.width,
                 "distance": float(np.max(np.linalg.norm(path.states[:, 0] - exact, axis=1))),
                 "largest_f": float(np.max(dynamics.objective.value(path.states[:, 0]))),
-                "rise": largest_rise(along(dynamics, points_of(dynamics, path))),
+                "rise": largest_rise(value(dynamics, points_of(dynamics, path))),
             }
         )
     length = float(np.sum(np.linalg.norm(np.diff(exact, axis=0), axis=1)))
