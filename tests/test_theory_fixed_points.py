@@ -68,7 +68,7 @@ def test_the_residual_is_zero_at_the_solution_alone(kind: str) -> None:
 def test_optimizers_end_where_the_theory_says(tmp_path: Path) -> None:
     """A short run of each; the full size is in the slow tests."""
     log = MetricsLog(tmp_path / "m")
-    changes: dict[str, Any] = {"objectives": ["logistic"], "steps": [200, 800], "optimizers": ["sgd", "lion"]}
+    changes: dict[str, Any] = {"objectives": ["logistic"], "steps": [200, 1200], "optimizers": ["sgd", "lion"]}
     summary = run_appendix_c({**SETTINGS, **changes}, lambda text: None, log)
     log.close()
     found = summary["objectives"]["logistic"]
