@@ -28,6 +28,9 @@ from cwd.optim.update import Now, Part, Whole, advance
 
 CHUNK = 10
 PAYS_FROM = 2**21  # elements; below, the seconds of compiling are more than most runs win
+# Loops are shared among as many threads as there are when they run; else it is among those there were at compiling,
+# and not at all, as the examples are small.
+CONFIG = {"cpp.dynamic_threads": True}
 compilations = 0  # since the start of the process
 
 
@@ -80,10 +83,17 @@ class Chunk:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots, first = slots, slots[0]
         self.params = [slot.p for slot in slots]
+        self.simple = all(slot.simple for slot in slots)
         anchored = isinstance(first.anchor, Tensor)
         stored = [[slot.x, *slot.buffers.values(), *([slot.anchor] if anchored else [])] for slot in slots]
         self.tensors = [[tensor.view(-1) for tensor in tensors] for tensors in stored]  # type: ignore[union-attr]
         self._functions: dict[tuple[torch.dtype, bool], Callable[[list[Tensor]], Sequence[Tensor]]] = {}
+
+    def gradients(self) -> list[Tensor]:
+        """Of each tensor, as its slot gives it."""
+        if self.simple:  # without the hundreds of calls
+            return [p.grad for p in self.params if p.grad is not None]
+        return [slot.gradient() for slot in self.slots]
 
     def step(self, gs: Sequence[Tensor], values: Tensor, seed: int, step: int, *, measured: bool) -> list[Tensor]:
         """Steps the tensors, given their contiguous gradients and :func:`values_of` the step; returns the sums of their
@@ -201,5 +211,5 @@ def _compile(function: Callable[..., Any], examples: list[Tensor]) -> Callable[[
         graph = make_fx(function, tracing_mode="symbolic")(examples)
         inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
         with tracing(TracingContext(detect_fake_mode(inputs))):
-            compile_fx(graph, inputs, inner_compile=keep)
+            compile_fx(graph, inputs, inner_compile=keep, config_patches=CONFIG)
     return made[0]

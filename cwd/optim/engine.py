@@ -184,9 +184,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         """The last step's plan, if it fits this one; else a new one."""
         params = [p for group in self.param_groups for p in group["params"]]
         grads = [p.grad for p in params]
-        if any(g is not None and g.layout is not torch.strided for g in grads):
-            self._refuse_sparse()
         present = [p for p, g in zip(params, grads, strict=True) if g is not None]
+        if {g.layout for g in grads if g is not None} - {torch.strided}:
+            self._refuse_sparse()
         if self._plan is None or self._planned != self._known(present) or not self._plan.fits():
             for group in self.param_groups:  # settings may have been changed by hand
                 check_group(group)
@@ -202,7 +202,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _known(self, present: list[Tensor]) -> list[int]:
         """The groups, what they hold, the entries of the state, and the parameters with gradients, by identity."""
         sizes = [len(group["params"]) for group in self.param_groups]
-        return sizes + [id(one) for one in (*self.param_groups, *self.state.values(), *present)]
+        return sizes + list(map(id, (*self.param_groups, *self.state.values(), *present)))
 
     def _refuse_sparse(self) -> None:
         for name, p, _ in self._parameters():

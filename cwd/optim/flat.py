@@ -57,6 +57,8 @@ class Flat:
     def gradient(self) -> Tensor:
         """The flat gradient; gradients that lie elsewhere are copied in."""
         grads = [param.grad for param in self.params if param.grad is not None]
+        if list(map(Tensor.data_ptr, grads)) == self.places:
+            return self.g
         places = enumerate(zip(grads, self.places, strict=True))
         elsewhere = [i for i, (grad, place) in places if grad.data_ptr() != place]
         if elsewhere:

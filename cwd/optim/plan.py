@@ -7,6 +7,7 @@ setting changed but the rates.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cwd.optim.decay import lambda_of
 from cwd.optim.directions import RULES
 from cwd.optim.eager import gather_coupled, gather_small, is_coupled, is_small, step_alone, step_coupled, step_together
 from cwd.optim.flat import Flat, can_flatten
-from cwd.optim.slots import Slot, is_distributed
+from cwd.optim.slots import Slot, is_distributed, local
 from cwd.optim.update import Now
 
 Measured = list[tuple[Slot, Tensor]]
@@ -34,6 +35,7 @@ class Plan:
         candidates = [slot for slot in slots if can_compile(slot)] if compile is not False else []
         compiled = {slot.number for slot in candidates} if compile or compiling_pays(candidates) else set()
         self.sets = [Set(alike, compiled, flat and complete) for alike in _alike(slots)]
+        self.entries = [slot.state for slot in slots]
         self.settings, self.seen = self._settings(), self._look()
 
     def fits(self) -> bool:
@@ -52,11 +54,12 @@ class Plan:
         return flats if flats and self.fits() else []
 
     def _look(self) -> tuple[list[torch.Size], list[int], list[int]]:
-        """Which tensors there are, and where they lie. Of hundreds of tensors in each step: so no method of a slot."""
+        """Which tensors there are, their shapes, where they lie. Of hundreds of tensors in each step: hence `map`."""
         params = [slot.p for slot in self.slots]
-        state = [value for slot in self.slots for value in slot.state.values()]
-        where = list(map(Tensor.data_ptr, [*params, *state]))
-        return [p.shape for p in params], list(map(id, state)), where  # the data may be replaced by a part of itself
+        state = list(chain.from_iterable(map(dict.values, self.entries)))
+        seen = [*params, *state]
+        where = list(map(Tensor.data_ptr, map(local, seen) if self.distributed else seen))
+        return list(map(Tensor.size, params)), list(map(id, state)), where  # data may be replaced by a part of itself
 
     def _settings(self) -> list[Any]:
         groups = {id(one.group): one.group for one in self.sets}
@@ -104,7 +107,7 @@ class Set:
         found: Measured = []
         values = values_of(now, self.slots[0]) if self.chunks else torch.empty(0)
         for chunk in self.chunks:
-            gs = [slot.gradient() for slot in chunk.slots]
+            gs = chunk.gradients()
             gs = [g if g.is_contiguous() else g.contiguous() for g in gs]
             sums = chunk.step(gs, values, seed, self.number, measured=measured)
             found += zip(chunk.slots, sums, strict=False)  # no sums if not measured
