@@ -19,8 +19,8 @@ Triple = tuple[float, float, float]  # (a, b, c) of a s + b s^3 + c s^5
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 
 # Measured on two CPU cores without AMX, bfloat16, one thread | two, time of stacks by time one by one: 100 x 100 0.32 |
-# 0.23, 256 x 256 0.89 | 0.75, 384 x 384 1.05 | 0.92; in stacks of 8 MiB and more 100 x 100 is slower again. float32
-# gains less, up to about the same bytes.
+# 0.23, 256 x 256 0.89 | 0.75, 384 x 384 1.05 | 0.92. A whole step of 300 matrices of 100 x 100 takes 1.4 times
+# as long in one stack of 6 MB, two threads. float32 gains less, up to about the same bytes.
 MATRIX_BYTES = 2**17
 STACK_BYTES = 2**20  # for each thread
 ACCELERATOR_BYTES = 2**24  # not measured: enough to fill a large GPU, little beside its memory
