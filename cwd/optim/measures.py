@@ -24,7 +24,7 @@ def measure(x: Tensor, y: Tensor, u: Tensor, g: Tensor, decay: Tensor) -> Tensor
     """
     strict = u.sign() * y > 0
     squares = [tensor.square().sum(dtype=torch.float64) for tensor in (x, u, g, decay.expand(x.shape))]
-    return torch.stack([agrees(u, y).sum().double(), strict.sum().double(), *squares])
+    return torch.stack([agrees(u, y).sum(dtype=torch.float64), strict.sum().double(), *squares])
 
 
 def summarize(sums: Sequence[float], size: int) -> dict[str, float]:
