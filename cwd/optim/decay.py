@@ -51,8 +51,8 @@ class Mode(NamedTuple):
 
 
 def agrees(u: Tensor, x: Tensor) -> Tensor:
-    """1 where u and x do not have strictly opposite signs, else 0: the paper's 1[u * x >= 0] (section 3, equation 1). Of
-    x's shape and dtype.
+    """1 where u and x do not have strictly opposite signs, else 0, of x's dtype: the paper's 1[u * x >= 0] (section 3,
+    equation 1).
 
     The sign of u is taken, not the product: 1e-30 * -1e-30 underflows to -0.0, which is ">= 0". A zero u or x agrees.
     """

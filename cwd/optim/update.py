@@ -55,7 +55,8 @@ def advance(parts: Sequence[Part], whole: Whole, now: Now, *, measured: bool = F
     """
     mode = MODES[whole.group["decay"]]
     if mode.sums is None:
-        found = [_finish(part, *direction(part, whole, now), whole, now, None, measured) for part in parts]
+        seen = (_finish(part, *direction(part, whole, now), whole, now, None, measured) for part in parts)
+        found = [one for one in seen if one is not None]
     else:
         directions = [direction(part, whole, now) for part in parts]
         found = finish(parts, directions, whole, now, sums_of(parts, directions, whole, now), measured=measured)
@@ -105,10 +106,13 @@ def finish(
     """The decay and the step of a tensor's parts, whose (u, g) and whose mode's sums are known; returns what was
     measured of each.
     """
-    return [_finish(part, u, g, whole, now, sums, measured) for part, (u, g) in zip(parts, directions, strict=True)]
+    seen = (_finish(part, u, g, whole, now, sums, measured) for part, (u, g) in zip(parts, directions, strict=True))
+    return [one for one in seen if one is not None]
 
 
-def _finish(part: Part, u: Tensor, g: Tensor, whole: Whole, now: Now, sums: Tensor | None, measured: bool) -> Tensor:
+def _finish(
+    part: Part, u: Tensor, g: Tensor, whole: Whole, now: Now, sums: Tensor | None, measured: bool
+) -> Tensor | None:
     mode = MODES[whole.group["decay"]]
     x = part.p.to(whole.dtype)
     y = _less_anchor(x, part.anchor)
@@ -117,12 +121,12 @@ def _finish(part: Part, u: Tensor, g: Tensor, whole: Whole, now: Now, sums: Tens
         decay, after = torch.zeros((), dtype=x.dtype, device=x.device), x - now.lr * u
     elif mode.projects:
         after = x - now.lr * u
-        decay = now.weight_decay * (factor * _less_anchor(after, part.anchor))
+        decay = (factor * _less_anchor(after, part.anchor)).mul_(now.weight_decay)
         after = after - decay
     else:
-        decay = now.weight_decay * (factor * y)
-        after = x - now.lr * (u + decay)
-    found = measure(x, y, u, g, decay / (now.lr + (now.lr == 0)) if mode.projects else decay) if measured else u
+        decay = (factor * y).mul_(now.weight_decay)
+        after = x - (u + decay).mul_(now.lr)
+    found = measure(x, y, u, g, decay / (now.lr + (now.lr == 0)) if mode.projects else decay) if measured else None
     _store(part.p, after, part, whole, 1)
     return found
 
