@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
 
 from cwd.optim.directions import RULES
 from cwd.optim.eager import directions_of
@@ -61,7 +60,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Any,
         defaults: dict[str, Any],
         *,
         seed: int = 0,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Unpack
 
 import torch
-from torch.optim.optimizer import ParamsT
 
 from cwd.optim.engine import RuleOptimizer
 from cwd.optim.options import Options
@@ -30,7 +29,7 @@ class AdamW(RuleOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Any,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
@@ -50,7 +49,7 @@ class Lion(RuleOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Any,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 1.0,
@@ -84,7 +83,7 @@ class Muon(RuleOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Any,
         lr: float = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 0.1,
@@ -115,7 +114,7 @@ class SGD(RuleOptimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: Any,
         lr: float = 1e-2,
         momentum: float = 0.9,
         weight_decay: float = 1e-2,
@@ -129,7 +128,7 @@ class SGD(RuleOptimizer):
         _initialize(self, "sgd", params, {**hyper, "dampening": dampening, "nesterov": nesterov}, options)
 
 
-def _initialize(optimizer: RuleOptimizer, rule: str, params: ParamsT, hyper: dict[str, Any], options: Options) -> None:
+def _initialize(optimizer: RuleOptimizer, rule: str, params: Any, hyper: dict[str, Any], options: Options) -> None:
     unknown = sorted(set(options) - set(Options.__annotations__))
     if unknown:
         allowed = ", ".join(Options.__annotations__)
