@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from cwd.optim import MODES, AdamW, Muon
-from cwd.optim.decay import agreement_ratio, agrees
+from cwd.optim.decay import agrees
 from cwd.optim.draws import uniform
 from tests import optim_reference as reference
 from tests.optim_helpers import (
@@ -188,7 +188,7 @@ def test_scaled_has_the_mean_of_the_cautious_mask_everywhere(seed):
     ratio = factor_of("scaled", x, u, g)
     assert ratio.ndim == 0
     assert ratio == factor_of("cautious", x, u, g).double().mean()
-    assert ratio == agreement_ratio(u, x)
+    assert ratio == agrees(u, x).mean()
 
 
 @each_rule

@@ -64,11 +64,6 @@ def count_agreeing(x: Tensor, u: Tensor, g: Tensor, context: Context) -> Tensor:
     return agrees(u, x).sum(dtype=torch.float64).view(1)
 
 
-def agreement_ratio(u: Tensor, x: Tensor) -> Tensor:
-    """The fraction of coordinates on which cautious decay acts, a 0-D tensor of x's dtype."""
-    return agrees(u, x).sum(dtype=torch.float64).to(x.dtype) / x.numel()
-
-
 def none(x: Tensor, u: Tensor, g: Tensor, context: Context) -> Factor:
     """No decay."""
     return 0.0
