@@ -60,7 +60,7 @@ def write_cells(configs: Iterable[dict[str, Any]], folder: Path) -> list[str]:
         content = yaml.safe_dump(
             {"defaults": [{"override /scale": plain["scale"]}, *groups], **values}, sort_keys=False
         )
-        name = hashlib.sha256(content.encode()).hexdigest()[:16]
+        name = f"run_{hashlib.sha256(content.encode()).hexdigest()[:16]}"  # 12e4... alone would be read as a number
         write_atomically(target / f"{name}.yaml", f"# @package _global_\n{content}".encode())
         names.append(name)
     return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from statistics import fmean
 from typing import Any
 
@@ -163,6 +164,18 @@ def test_the_same_run_is_the_same_file(tmp_path: Path) -> None:
     run = all_missing([Study("smoke", tmp_path / "runs").state("demo")])[0][0]
     assert write_cells([run, run], tmp_path) == write_cells([run], tmp_path) * 2
     assert len(list((tmp_path / "experiment").iterdir())) == 1
+
+
+def test_a_hash_that_looks_like_a_number_names_a_cell(
+    tmp_path: Path, train_py: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = all_missing([Study("smoke", tmp_path / "runs").state("demo")])[0][0]
+    with monkeypatch.context() as patch:
+        patch.setattr("cwd.sweeps.hashlib.sha256", lambda content: SimpleNamespace(hexdigest=lambda: "12345678901234e5"))
+        (name,) = write_cells([run], tmp_path)
+    ended: Ended = train_py("--multirun", "--config-dir", str(tmp_path), f"experiment={name}")
+    assert ended.status == 0, ended.err
+    assert [identity(config) for config in ended.configs] == [identity_of(run)]
 
 
 # Mistakes in the files
