@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,7 +171,8 @@ def test_a_hash_that_looks_like_a_number_names_a_cell(
 ) -> None:
     run = all_missing([Study("smoke", tmp_path / "runs").state("demo")])[0][0]
     with monkeypatch.context() as patch:
-        patch.setattr("cwd.sweeps.hashlib.sha256", lambda content: SimpleNamespace(hexdigest=lambda: "12345678901234e5"))
+        digest = SimpleNamespace(hexdigest=lambda: "12345678901234e5")
+        patch.setattr("cwd.sweeps.hashlib.sha256", lambda content: digest)
         (name,) = write_cells([run], tmp_path)
     ended: Ended = train_py("--multirun", "--config-dir", str(tmp_path), f"experiment={name}")
     assert ended.status == 0, ended.err
