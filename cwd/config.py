@@ -17,7 +17,7 @@ from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBas
 from cwd.errors import UserError, nearest
 from cwd.schema import VARIANTS, WSD, Config, Dataset, Group, Optimizer, Text
 
-NOT_IDENTITY = ("tracker", "machine")
+NOT_IDENTITY = tuple(item.name for item in fields(Config) if item.metadata.get("apart"))
 KINDS = {
     "int": "whole numbers",
     "float": "finite numbers",
@@ -54,15 +54,34 @@ def validate(raw: DictConfig | dict[str, Any]) -> Config:
 def identity(config: Config) -> dict[str, Any]:
     """The part of a configuration that can change a run's numbers, as plain nested data.
 
-    Where the text lies is no part of it: the data's fingerprint says what the text is.
+    Where the text lies is no part of it: the data's fingerprint says what the text is. Nor is a field that came later
+    (cwd.schema.later) and has its default.
     """
     return identity_of(asdict(config))
 
 
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """:func:`identity` of a configuration that is plain nested data already."""
-    found = {name: value for name, value in plain.items() if name not in NOT_IDENTITY}
-    return {**found, "dataset": {name: value for name, value in plain["dataset"].items() if name != "files"}}
+    names = {section: plain[section]["name"] for section in VARIANTS}
+    known = {section: name for section, name in names.items() if name in VARIANTS[section]}
+    return _part_of_identity(plain, Config, known)
+
+
+def _part_of_identity(plain: Mapping[str, Any], schema: Any, chosen: Mapping[str, str]) -> dict[str, Any]:
+    left_out = {item.name for item in fields(schema) if _left_out(item, plain.get(item.name))}
+    found = {}
+    for name, value in plain.items():
+        if name not in left_out:
+            below = _children(schema, name, chosen) if isinstance(value, Mapping) else []
+            found[name] = _part_of_identity(value, below[0], chosen) if below else value
+    return found
+
+
+def _left_out(item: Field[Any], value: Any) -> bool:
+    if item.metadata.get("later"):
+        default: Any = item.default if item.default_factory is MISSING else item.default_factory()
+        return bool(value == (asdict(default) if is_dataclass(default) and not isinstance(default, type) else default))
+    return bool(item.metadata.get("apart"))
 
 
 def allowed_keys(parent: str, chosen: Mapping[str, str] | None = None) -> list[str]:

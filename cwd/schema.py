@@ -27,7 +27,21 @@ def choice(default: Any = "???", *, of: tuple[str, ...]) -> Any:
     return _field(default, {"of": of})
 
 
+def later(default: Any, spec: Any = None) -> Any:
+    """A field that came after runs had been recorded: at its default, under which a run is what it was before, it takes
+    no part in the run's identity, so that those runs keep their keys. `spec` is a number() or choice().
+    """
+    return _field(default, {**(spec.metadata if spec is not None else {}), "later": True})
+
+
+def apart(default: Any) -> Any:
+    """A field that never takes part in a run's identity."""
+    return _field(default, {"apart": True})
+
+
 def _field(default: Any, metadata: dict[str, Any]) -> Any:
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -74,7 +88,7 @@ class Text(Dataset):
     """Any text files of the user's."""
 
     name: str = choice("text", of=("text",))
-    files: list[str] = field(default_factory=list)
+    files: list[str] = apart([])  # the data's fingerprint says what they hold
     field: str = "text"  # of a .jsonl object
     separator: str | None = None  # splits a .txt or .md file into documents
 
@@ -216,7 +230,7 @@ class Telemetry:
 
 @dataclass
 class Tracker:
-    """Where a view of the metrics goes, besides the run's own metrics file. Does not take part in a run's identity."""
+    """Where a view of the metrics goes, besides the run's own metrics file."""
 
     name: str = choice("none", of=("wandb", "none"))
     project: str = "cautious-weight-decay"
@@ -225,9 +239,7 @@ class Tracker:
 
 @dataclass
 class Machine:
-    """What may change speed, place or the order of a sum, never the mathematics. Does not take part in a run's
-    identity.
-    """
+    """What may change speed, place or the order of a sum, never the mathematics."""
 
     runs: str = "runs"
     data: str = "data"
@@ -254,8 +266,8 @@ class Config:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     telemetry: Telemetry = field(default_factory=Telemetry)
-    tracker: Tracker = field(default_factory=Tracker)
-    machine: Machine = field(default_factory=Machine)
+    tracker: Tracker = apart(Tracker)
+    machine: Machine = apart(Machine)
 
 
 VARIANTS: dict[str, dict[str, type]] = {

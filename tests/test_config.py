@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from omegaconf import OmegaConf
 
 from cwd import config, schema
 from cwd.cli import GROUPS, explain
-from cwd.config import VARIANTS, Config, identity, validate
+from cwd.config import VARIANTS, Config, identity, identity_of, validate
 from cwd.errors import UserError
 from cwd.optim import directions
 from cwd.optim.decay import MODES
+from cwd.runs import run_key
 from cwd.sweeps import CONFIGS, _compose, compose_config, compose_sweep
 from tests.conftest import Ended
 
@@ -391,3 +392,44 @@ def test_a_value_may_name_another() -> None:
 
 def test_a_resolver_inside_a_list_is_refused() -> None:
     assert "files[1]=${oc.env:HOME}" in refused("dataset=text", "dataset.files=[a,'${oc.env:HOME}']")
+
+
+# Identity
+
+
+KEYS = {
+    (
+        *("optimizer=adamw", "optimizer.lr=1e-2", "decay.weight_decay=0.1", "model=simply_30k", "training.steps=330"),
+        *("evaluation.every=110", "evaluation.sequences=512", "telemetry.every=30"),
+    ): "cbfcaa7979bb3815",
+    (
+        *("scale=paper", "optimizer=muon", "optimizer.lr=1e-3", "decay.weight_decay=0.3", "schedule=wsd", "seed=3"),
+        "model=simply_986m",
+    ): "0e4f095eff0fadea",
+    (
+        *("optimizer=lion", "optimizer.lr=1e-3", "decay.weight_decay=0.5", "model=simply_338m"),
+        *("dataset=text", "dataset.files=[a.txt]"),
+    ): "04cc2113788ab92f",
+}
+
+
+@pytest.mark.parametrize("words", KEYS)
+def test_recorded_runs_keep_their_keys(words: tuple[str, ...]) -> None:
+    """These keys are those of the first recorded runs: a new setting is declared with cwd.schema.later."""
+    assert run_key(identity(compose_config(list(words))), "data") == KEYS[words]
+
+
+def test_a_later_setting_counts_once_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Fuller(schema.Training):
+        rope: bool = schema.later(False)
+        extras: schema.AdamHyper = schema.later(schema.AdamHyper)
+
+    plain = asdict(compose_config(["scale=smoke"]))
+    before = identity_of(plain)
+    monkeypatch.setattr(Config.__dataclass_fields__["training"], "default_factory", Fuller)
+    for value, same in ((False, True), (True, False)):
+        config = {**plain, "training": {**plain["training"], "rope": value, "extras": asdict(schema.AdamHyper())}}
+        assert (identity_of(config) == before) is same
+    extras = {**asdict(schema.AdamHyper()), "eps": 1.0}
+    assert identity_of({**plain, "training": {**plain["training"], "extras": extras}}) != before

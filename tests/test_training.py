@@ -23,7 +23,7 @@ from cwd.schema import WSD, Constant, Cosine
 from cwd.training import tracker, trainer
 from cwd.training.schedule import lr_factor
 from cwd.training.sources import load_tokens
-from cwd.training.tasks import LanguageTask
+from cwd.training.tasks.language import LanguageTask
 from tests.training_helpers import outcome, smoke_config, train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ from cwd.training.memory import keep_freed_memory
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupts
 from cwd.training.sources import load_tokens
-from cwd.training.tasks import LanguageTask
+from cwd.training.tasks.language import LanguageTask
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Trainer
 

@@ -20,7 +20,7 @@ from cwd.training.environment import describe_environment
 from cwd.training.memory import keep_freed_memory
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts, follow_parent
-from cwd.training.tasks import LanguageTask
+from cwd.training.tasks.language import LanguageTask
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Diverged, Trainer
 

@@ -1,9 +1,8 @@
-"""What is trained: the model, the batch, the loss and the metrics. The trainer knows none of them."""
+"""Next-token prediction on packed text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +12,7 @@ from cwd import schema
 from cwd.data.batches import evaluation_rows, inputs_and_targets, rows
 from cwd.data.tokens import TokenData
 from cwd.models import build
-
-Batch = dict[str, Tensor]
-
-
-class Task(Protocol):
-    """The trainer's view of a task. A batch is a dict of CPU tensors with one row per example."""
-
-    unit: str  # what is counted: "tokens", "images"
-    metrics: tuple[str, ...]  # what measure gives besides "count"; "loss" is among them
-
-    def build_model(self) -> nn.Module:
-        """The model, its weights drawn from torch's global generator."""
-
-    def batch(self, step: int) -> Batch:
-        """The whole batch of the update with 0-based number `step`, over all processes: a pure function of (data, seed,
-        step).
-        """
-
-    def units(self, batch: Batch) -> int:
-        """How many units the batch holds."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean loss over the batch, 0-D float32."""
-
-    def evaluation_rows(self) -> int:
-        """How many rows the evaluation set has."""
-
-    def evaluation_batch(self, start: int, stop: int) -> Batch:
-        """Those rows of the evaluation set, the same for every seed."""
-
-    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the batch, float64, and their "count"; a metric is its sum divided by the count."""
+from cwd.training.tasks import Batch
 
 
 class LanguageTask:
@@ -99,12 +67,6 @@ class LanguageTask:
             "accuracy": (logits.argmax(-1) == targets).double().sum(),
             "count": torch.tensor(float(targets.numel()), dtype=torch.float64, device=targets.device),
         }
-
-
-def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of pieces of at most `size`."""
-    for start in range(0, count, size):
-        yield start, min(start + size, count)
 
 
 def _tensors(token_rows: Any) -> Batch:
