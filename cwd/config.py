@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from cwd.errors import UserError, nearest
-from cwd.schema import VARIANTS, WSD, Config, Dataset, Group, Optimizer, Text
+from cwd.schema import SELECTORS, VARIANTS, WSD, Config, Dataset, Group, Optimizer, Simply, Text
 
 NOT_IDENTITY = tuple(item.name for item in fields(Config) if item.metadata.get("apart"))
 KINDS = {
@@ -47,7 +47,8 @@ def validate(raw: DictConfig | dict[str, Any]) -> Config:
     for key, value, spec in _leaves(config):
         _check_leaf(key, value, spec)
     _check_across(config)
-    config.model.head_dim = config.model.head_dim or config.model.hidden_size // config.model.num_attention_heads
+    if isinstance(config.model, Simply):
+        config.model.head_dim = _head_dim(config.model)
     return config
 
 
@@ -62,7 +63,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def identity_of(plain: Mapping[str, Any]) -> dict[str, Any]:
     """:func:`identity` of a configuration that is plain nested data already."""
-    names = {section: plain[section]["name"] for section in VARIANTS}
+    names = {section: plain[section][selector] for section, selector in SELECTORS.items()}
     known = {section: name for section, name in names.items() if name in VARIANTS[section]}
     return _part_of_identity(plain, Config, known)
 
@@ -104,9 +105,10 @@ def _children(schema: Any, name: str, chosen: Mapping[str, str]) -> list[Any]:
 
 
 def _variant(node: DictConfig, section: str) -> type:
-    chosen = OmegaConf.select(node, f"{section}.name")
+    key = f"{section}.{SELECTORS[section]}"
+    chosen = OmegaConf.select(node, key)
     if not isinstance(chosen, str) or chosen not in VARIANTS[section]:
-        raise UserError(_not_allowed(f"{section}.name", chosen, tuple(VARIANTS[section])))
+        raise UserError(_not_allowed(key, chosen, tuple(VARIANTS[section])))
     return VARIANTS[section][chosen]
 
 
@@ -114,7 +116,7 @@ def _explain(error: OmegaConfBaseException, node: DictConfig) -> str:
     key = error.full_key or ""
     if error.object_type is Group:  # a list's elements are built on their own and do not know where they stand
         key = f"optimizer.groups.{key}"
-    chosen = {section: OmegaConf.select(node, f"{section}.name") for section in VARIANTS}
+    chosen = {section: OmegaConf.select(node, f"{section}.{selector}") for section, selector in SELECTORS.items()}
     if isinstance(error, ConfigKeyError):
         return unknown_key(key, chosen)
     if isinstance(error, MissingMandatoryValue):
@@ -210,16 +212,9 @@ def _allowed(item: Field[Any]) -> str:
 
 def _check_across(config: Config) -> None:
     """Checks that need two values. Each says which keys disagree."""
-    model, training, machine = config.model, config.training, config.machine
-    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
-        raise UserError(
-            f"model.num_attention_heads={model.num_attention_heads}: does not divide "
-            f"model.hidden_size={model.hidden_size}; allowed are its divisors {_divisors(model.hidden_size)}, "
-            "or give model.head_dim"
-        )
-    head_dim = model.head_dim or model.hidden_size // model.num_attention_heads
-    if head_dim % 2:
-        raise UserError(f"model.head_dim={head_dim}: must be even, rotary embeddings pair its halves")
+    training, machine = config.training, config.machine
+    if isinstance(config.model, Simply):
+        _check_simply(config.model)
     if machine.micro_batch_size and training.batch_size % machine.micro_batch_size:
         raise UserError(
             f"machine.micro_batch_size={machine.micro_batch_size}: does not divide training.batch_size="
@@ -233,6 +228,21 @@ def _check_across(config: Config) -> None:
         )
     _check_dataset(config.dataset)
     _check_optimizer(config.optimizer)
+
+
+def _head_dim(model: Simply) -> int:
+    return model.head_dim or model.hidden_size // model.num_attention_heads
+
+
+def _check_simply(model: Simply) -> None:
+    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
+        raise UserError(
+            f"model.num_attention_heads={model.num_attention_heads}: does not divide "
+            f"model.hidden_size={model.hidden_size}; allowed are its divisors {_divisors(model.hidden_size)}, "
+            "or give model.head_dim"
+        )
+    if _head_dim(model) % 2:
+        raise UserError(f"model.head_dim={_head_dim(model)}: must be even, rotary embeddings pair its halves")
 
 
 def _check_dataset(dataset: Dataset) -> None:

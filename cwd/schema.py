@@ -49,6 +49,13 @@ def _field(default: Any, metadata: dict[str, Any]) -> Any:
 
 @dataclass
 class Model:
+    """What every model has; `family` picks the architecture."""
+
+    family: str = "???"
+
+
+@dataclass
+class Simply(Model):
     """The paper's Transformer; see cwd.models.simply for what each option means."""
 
     family: str = choice("simply", of=("simply",))
@@ -271,7 +278,9 @@ class Config:
 
 
 VARIANTS: dict[str, dict[str, type]] = {
+    "model": {"simply": Simply},
     "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
     "dataset": {"python_source": PythonSource, "text": Text},
     "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
 }
+SELECTORS = {section: "family" if section == "model" else "name" for section in VARIANTS}  # the key that picks

@@ -54,7 +54,9 @@ def write_cells(configs: Iterable[dict[str, Any]], folder: Path) -> list[str]:
     target.mkdir(parents=True, exist_ok=True)
     names = []
     for plain in configs:
-        groups = [{f"override /{group}": plain[group]["name"]} for group in (*VARIANTS, "tracker")]
+        # No model file: one of another family would leave its own keys beside those of the run.
+        groups = [{"override /model": None}]
+        groups += [{f"override /{group}": plain[group]["name"]} for group in (*VARIANTS, "tracker") if group != "model"]
         values = {name: value for name, value in plain.items() if name not in NOT_IDENTITY}
         values["machine"] = {name: plain["machine"][name] for name in FROM_SCALE}
         content = yaml.safe_dump(
