@@ -8,6 +8,8 @@ memory     peak memory of a step beyond parameters, gradients and state, for eve
            threads=2 rules=adamw,... modes=cautious,... markdown=FILE
 peers      other libraries and styles: whether a step is the paper's, and its time beside ours:
            part=agreement|time rules=adamw,... threads=2 repeats=15 markdown=FILE
+sweep      seconds of a sweep of 6 arms, against the same runs as processes one after another: seeds=4 threads=2
+           scale=laptop data=data markdown=FILE
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

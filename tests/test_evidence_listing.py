@@ -101,3 +101,20 @@ def test_two_runs_are_compared_by_what_differs(write_run: Write) -> None:
     assert "not a pair" in printed(lambda console: print_difference(a, c, console))
     new = write_run({"seed": 2})
     assert "loss:" not in printed(lambda console: print_difference(a, new, console))
+
+
+def test_checks_of_the_theory_are_listed_and_compared(write_run: Write, tmp_path: Path) -> None:
+    """They have no loss, no optimizer and no seed."""
+    checks = []
+    for name, gap in (("figure2", 0.5), ("figure3", 0.25)):
+        identity = {"theory": {"format": 1, "check": name, "settings": {"lr": 0.1}}}
+        record = Record.create(tmp_path / "runs", identity, {"fingerprint": "none"}, identity)
+        record.finish({"end": {"gap": gap}, "seconds": 1.0}, 0)
+        checks.append(record)
+    listed = [line.split() for line in printed(lambda console: print_runs(checks, console)).splitlines()]
+    assert [line[1:3] for line in listed[1:]] == [["theory", "figure2"], ["theory", "figure3"]]
+    lines = [line.split() for line in printed(lambda console: print_difference(*checks, console)).splitlines()]
+    assert ["theory.check", "figure2", "figure3"] in lines
+    assert ["end.gap", "0.5", "0.25"] in lines
+    trained = write_run({}, loss=2.0)
+    assert "loss:" not in printed(lambda console: print_difference(trained, checks[0], console))

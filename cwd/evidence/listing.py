@@ -112,10 +112,11 @@ def print_difference(a: Record, b: Record, console: Console) -> None:
         if left.get(key) != right.get(key):
             table.add_row(key, str(left.get(key, "-")), str(right.get(key, "-")))
     one, two = a.summary or {}, b.summary or {}
-    for key in ("loss", "accuracy", "seconds", "pairing"):
-        table.add_row(key, str(one.get(key, "-")), str(two.get(key, "-")))
+    results = [dict(flatten(summary)) for summary in (one, two)]
+    for key in dict.fromkeys(key for result in results for key in result):
+        table.add_row(key, *(str(result.get(key, "-")) for result in results))
     console.print(table)
-    if one and two:
+    if "loss" in one and "loss" in two:
         paired = one.get("pairing") == two.get("pairing")
         if "smoke" in (a.config.get("scale"), b.config.get("scale")):
             console.print("smoke scale: the results mean nothing")
@@ -126,6 +127,8 @@ def print_difference(a: Record, b: Record, console: Console) -> None:
 def _line(record: Record, about: dict[str, Any]) -> list[str]:
     summary = record.summary or {}
     names = ("scale", "optimizer.name", "decay.mode", "optimizer.lr", "decay.weight_decay", "seed", "state", "step")
+    if "theory.check" in about:
+        about = {**about, "scale": "theory", "optimizer.name": about["theory.check"]}
     numbers = [f"{summary[name]:.4f}" if name in summary else "-" for name in ("loss", "accuracy")]
     return [record.key[:8], *(str(about.get(name, "-")) for name in names), *numbers]
 
