@@ -1,6 +1,6 @@
 """Tunes the baseline: runs the grid of rates and lambdas with decoupled decay, and writes configs/tuned/ from it.
 
-python scripts/tune.py                 run what is missing of the laptop grid, write configs/tuned/laptop_*.yaml
+python scripts/tune.py                 run what is missing of the laptop grid, write configs/tuned/laptop*.yaml
 python scripts/tune.py --show          only show what the runs that are there say
 
 Options are those of scripts/artifact.py. A file is written once all runs of its optimizer have ended.
@@ -34,7 +34,8 @@ def main() -> None:
         command = [sys.executable, str(ROOT / "scripts" / "artifact.py"), "tuning", *words]
         if status := subprocess.run(command).returncode:
             sys.exit(status)
-    for best in tuned(Study(scale, Path(runs)).state("tuning")):
+    study = Study(scale, Path(runs))
+    for best in tuned(study.state("tuning"), study.ladder):
         print(best)
         if not show:
             write(best)
@@ -47,7 +48,7 @@ def option(words: list[str], name: str, default: str) -> str:
 
 def write(best: Tuned) -> None:
     """The optimizer's file of configs/tuned/."""
-    path = CONFIGS / "tuned" / f"{best.scale}_{best.optimizer}.yaml"
+    path = CONFIGS / "tuned" / f"{best.name}.yaml"
     write_atomically(path, tuned_file(best).encode())
     print(f"  written to {path.relative_to(ROOT)}")
 

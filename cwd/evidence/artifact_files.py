@@ -118,15 +118,6 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Rung:
-    """What stands for one of the paper's sizes at a scale."""
-
-    overrides: tuple[str, ...] = ()
-    core_seconds: float | None = None  # of one run, measured
-    needs: str | None = None  # what must exist before it can be run
-
-
-@dataclass(frozen=True)
 class Search:
     """The grid on which an optimizer's rate and lambda are tuned, with decoupled decay."""
 
@@ -135,15 +126,25 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """What stands for one of the paper's sizes at a scale."""
+
+    overrides: tuple[str, ...] = ()
+    core_seconds: float | None = None  # of one run, measured
+    needs: str | None = None  # what must exist before it can be run
+    tuned: str | None = None  # configs/tuned/NAME_OPTIMIZER.yaml; the scale's, if not given
+    search: dict[str, Search] = field(default_factory=dict)  # the grid of each optimizer, where the size is tuned
+
+
+@dataclass(frozen=True)
 class Ladder:
-    """One scale: its sizes, seeds, multiples of lambda, and tuning grids."""
+    """One scale: its sizes, seeds and multiples of lambda."""
 
     scale: str = _of(*SCALES)
     seeds: int = 5
     tuning_seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     multiples: tuple[float, ...] = ()
-    search: dict[str, Search] = field(default_factory=dict)
     sizes: dict[str, Rung] = field(default_factory=dict)
 
 

@@ -92,7 +92,7 @@ class Study:
         )
 
     def _search_runs(self) -> int:
-        grids = self.ladder.search.values()
+        grids = [grid for rung in self.ladder.sizes.values() for grid in rung.search.values()]
         return sum(len(grid.lr) * len(grid.weight_decay) for grid in grids) * len(self.ladder.tuning_seeds)
 
     def _tuning_points(self, name: str) -> list[Point]:

@@ -1,10 +1,11 @@
-"""The baseline's tuning: from the runs of the grid to the files of configs/tuned/, with where the values come from."""
+"""The baseline's tuning: from the runs of the grids to the files of configs/tuned/, with where the values come from."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from cwd.evidence.artifact_files import Ladder
 from cwd.evidence.artifacts import Point
 from cwd.evidence.lambdas import tuning_loss
 from cwd.evidence.study import State
@@ -12,9 +13,10 @@ from cwd.evidence.study import State
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best rate and lambda of an optimizer with decoupled decay, and the grid that they are the best of."""
+    """The best rate and lambda of an optimizer with decoupled decay at one size, and the grid they are the best of."""
 
-    scale: str
+    name: str  # of the file of configs/tuned/
+    size: str
     optimizer: str
     lr: float
     weight_decay: float
@@ -31,36 +33,42 @@ class Tuned:
 
     def __str__(self) -> str:
         edge = f"; {' and '.join(self.at_edge)} AT THE EDGE OF THE GRID, widen it" if self.at_edge else ""
-        return f"{self.optimizer}: rate {self.lr:g}, lambda {self.weight_decay:g}, loss {self.loss:.4f}{edge}"
+        return (
+            f"{self.size} {self.optimizer}: rate {self.lr:g}, lambda {self.weight_decay:g}, loss {self.loss:.4f}{edge}"
+        )
 
 
-def tuned(state: State) -> list[Tuned]:
-    """The best cell of each optimizer whose runs have all ended: the lowest mean final loss over the tuning seeds."""
+def tuned(state: State, ladder: Ladder) -> list[Tuned]:
+    """The best cell of each size and optimizer whose runs have all ended: the lowest mean final loss over the tuning
+    seeds.
+    """
     found = []
-    for optimizer in dict.fromkeys(point.coordinates["optimizer"] for point in state.points):
-        mine = [point for point in state.points if point.coordinates["optimizer"] == optimizer]
+    for size, optimizer in dict.fromkeys((p.coordinates["size"], p.coordinates["optimizer"]) for p in state.points):
+        mine = [point for point in state.points if point.matches({"size": size, "optimizer": optimizer})]
         losses = [tuning_loss(point) for point in mine]
         known = [(loss, point) for loss, point in zip(losses, mine, strict=True) if loss is not None]
         if len(known) == len(mine):
             loss, best = min(known, key=lambda pair: pair[0])
             if math.isfinite(loss):
-                found.append(_tuned(state.scale, best, loss, mine))
+                name = f"{ladder.sizes[size].tuned or ladder.scale}_{optimizer}"
+                found.append(_tuned(name, best, loss, mine))
     return found
 
 
-def _tuned(scale: str, best: Point, loss: float, grid: list[Point]) -> Tuned:
+def _tuned(name: str, best: Point, loss: float, grid: list[Point]) -> Tuned:
     where = best.coordinates
     rates, lambdas = (tuple(sorted({point.coordinates[axis] for point in grid})) for axis in ("lr", "lambda"))
-    return Tuned(scale, where["optimizer"], where["lr"], where["lambda"], loss, rates, lambdas, best.tuning_seeds)
+    size, optimizer = where["size"], where["optimizer"]
+    return Tuned(name, size, optimizer, where["lr"], where["lambda"], loss, rates, lambdas, best.tuning_seeds)
 
 
 def tuned_file(best: Tuned) -> str:
-    """The content of configs/tuned/SCALE_OPTIMIZER.yaml."""
+    """The content of its file of configs/tuned/."""
     rates, lambdas = (", ".join(f"{value:g}" for value in axis) for axis in (best.rates, best.lambdas))
     edge = f"At the grid's edge: {', '.join(best.at_edge)}. " if best.at_edge else ""
     return (
         "# @package _global_\n"
-        f"# Best of a grid on decoupled decay, seeds {', '.join(map(str, best.seeds))}; written by scripts/tune.py.\n"
+        f"# {best.size}: best of a grid on decoupled decay, seeds {', '.join(map(str, best.seeds))}; written by scripts/tune.py.\n"
         f"# Rates {rates}; lambdas {lambdas}.\n"
         f"# Mean validation loss {best.loss:.4f}. {edge}Cautious decay reuses both, as in the paper.\n"
         f"optimizer: {{lr: {best.lr!r}}}\n"
