@@ -59,8 +59,9 @@ def test_every_file_composes_and_is_valid(path: Path) -> None:
     elif group == "hydra/launcher":
         assert _compose([f"{group}={name}"], hydra=True).hydra.launcher._target_
     elif group == "tuned":
-        scale, _, optimizer = name.partition("_")
-        config = compose_config([f"scale={scale}", f"optimizer={optimizer}"])
+        (scale, *_, optimizer) = name.split("_")
+        chosen = [] if name == f"{scale}_{optimizer}" else [f"tuned={name}"]
+        config = compose_config([f"scale={scale}", f"optimizer={optimizer}", *chosen])
         raw = yaml.safe_load(path.read_text())
         assert config.optimizer.lr == float(raw["optimizer"]["lr"])
         assert config.decay.weight_decay == float(raw["decay"]["weight_decay"])

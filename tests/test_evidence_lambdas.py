@@ -9,15 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from cwd.evidence.claims import overall
 from cwd.evidence.lambdas import best_lambda
 from cwd.evidence.report import document
 from cwd.evidence.study import State, Study
 from cwd.evidence.tuning import tuned, tuned_file
+from cwd.sweeps import CONFIGS
 from tests.evidence_helpers import noise, write_state
 
-BEST = {"adamw": 0.15, "lion": 1.5, "muon": 0.1}  # what is tuned for decoupled decay, at laptop scale
+BEST = {  # what is tuned for decoupled decay, at laptop scale
+    name: yaml.safe_load((CONFIGS / "tuned" / f"laptop_{name}.yaml").read_text())["decay"]["weight_decay"]
+    for name in ("adamw", "lion", "muon")
+}
 
 pytestmark = pytest.mark.usefixtures("fast_disk")
 
@@ -106,7 +111,7 @@ def test_a_best_lambda_at_the_edge_resolves_nothing(study: Study) -> None:
     state = complete(study, valley(moved=30.0))
     (one, *_) = (one for one in state.findings if one.claim.id == "best_lambda_unchanged")
     assert one.verdict == "unresolved"
-    assert "best lambda at the edge of the grid: cautious at 1.5" in one.notes[0]
+    assert f"best lambda at the edge of the grid: cautious at {10 * BEST['adamw']:g}" in one.notes[0]
 
 
 # Each arm at its own best lambda
@@ -145,8 +150,9 @@ def test_the_tuning_budget_of_each_arm_is_counted(study: Study) -> None:
     state = complete(study, valley())
     assert {(choice.arm, choice.runs) for choice in state.choices} == {("decoupled", 10), ("cautious", 10)}
     remarks = " ".join(document(state).remarks)
-    assert "adamw cautious: lambda 0.15 (of 10 runs on seeds 100, 101)" in remarks
-    assert "decoupled decay (72 runs in the tuning's grid); cautious decay reuses them" in remarks
+    assert f"adamw cautious: lambda {BEST['adamw']:g} (of 10 runs on seeds 100, 101)" in remarks
+    cells = 6 * 4 + 5 * 3 + 4 * 4 + 3 * 3 * 3  # of configs/ladder/laptop.yaml: 338m and 986m
+    assert f"decoupled decay ({2 * cells} runs in the tuning's grid); cautious decay reuses them" in remarks
 
 
 def test_an_own_lambda_at_the_edge_is_warned_about(study: Study) -> None:
@@ -190,15 +196,18 @@ def test_the_tuning_finds_the_best_cell_and_writes_where_it_comes_from(study: St
         away = abs(math.log(where["lr"] / 0.02)) + abs(math.log(where["lambda"] / 0.5))
         return {"loss": 2.0 + 0.1 * away + 0.001 * noise(seed)}
 
-    found = {one.optimizer: one for one in tuned(write_state(study, "tuning", outcome))}
-    assert set(found) == {"adamw", "lion", "muon"}
-    best = found["adamw"]
-    assert (best.lr, best.weight_decay, best.seeds) == (0.02, 0.5, (100, 101))
-    assert best.at_edge == ["lambda"]
+    found = {(one.size, one.optimizer): one for one in tuned(write_state(study, "tuning", outcome), study.ladder)}
+    assert set(found) == {(size, name) for size in ("338m", "986m") for name in ("adamw", "lion", "muon")}
+    best = found["338m", "adamw"]
+    assert (best.name, best.lr, best.weight_decay, best.seeds) == ("laptop_adamw", 0.02, 0.5, (100, 101))
+    assert best.at_edge == []
+    best = found["986m", "adamw"]
+    assert (best.name, best.lr, best.weight_decay) == ("laptop_986m_adamw", 0.02, 0.5)
+    assert best.at_edge == ["rate", "lambda"]
     text = tuned_file(best)
     assert "seeds 100, 101" in text
     assert "lambdas 0.05, 0.15, 0.5" in text
-    assert "At the grid's edge: lambda" in text
+    assert "At the grid's edge: rate, lambda" in text
     assert "optimizer: {lr: 0.02}\ndecay: {weight_decay: 0.5}\n" in text
 
 
@@ -206,4 +215,5 @@ def test_a_tuning_that_is_not_done_tunes_nothing(study: Study) -> None:
     def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
         return None if where["lr"] == 0.02 and seed == 101 else {"loss": 2.0}
 
-    assert {one.optimizer for one in tuned(write_state(study, "tuning", outcome))} == {"lion", "muon"}
+    state = write_state(study, "tuning", outcome)
+    assert {one.optimizer for one in tuned(state, study.ladder)} == {"lion", "muon"}

@@ -195,7 +195,7 @@ def test_the_ledger_has_a_line_for_each_claim_with_its_verdict(study: Study) -> 
 def falling(where: Mapping[str, Any], seed: int) -> list[tuple[str, int, dict[str, Any]]]:
     shift = -0.1 if where["arm"] == "cautious" else 0.0
     return [
-        ("eval", step, {"loss": 5 - step / 1000 + shift + noise(seed), "accuracy": 0.3}) for step in range(0, 601, 150)
+        ("eval", step, {"loss": 5 - step / 1000 + shift + noise(seed), "accuracy": 0.3}) for step in range(0, 331, 110)
     ]
 
 
@@ -205,7 +205,7 @@ def test_a_figures_lines_are_the_means_over_seeds(study: Study) -> None:
     assert [series.label for series in figure.panels[0].series] == ["decoupled", "cautious"]
     mean = fmean(noise(seed) for seed in range(3))
     for series, shift in zip(figure.panels[0].series, (0.0, -0.1), strict=True):
-        assert series.x == (150.0, 300.0, 450.0, 600.0)  # the beginning is left out
+        assert series.x == (110.0, 220.0, 330.0)  # the beginning is left out
         assert series.y == pytest.approx([5 - x / 1000 + shift + mean for x in series.x])
 
 

@@ -65,10 +65,11 @@ def _tuned(name: str, best: Point, loss: float, grid: list[Point]) -> Tuned:
 def tuned_file(best: Tuned) -> str:
     """The content of its file of configs/tuned/."""
     rates, lambdas = (", ".join(f"{value:g}" for value in axis) for axis in (best.rates, best.lambdas))
+    seeds = ", ".join(map(str, best.seeds))
     edge = f"At the grid's edge: {', '.join(best.at_edge)}. " if best.at_edge else ""
     return (
         "# @package _global_\n"
-        f"# {best.size}: best of a grid on decoupled decay, seeds {', '.join(map(str, best.seeds))}; written by scripts/tune.py.\n"
+        f"# {best.size}: best of a grid on decoupled decay, seeds {seeds}; written by scripts/tune.py.\n"
         f"# Rates {rates}; lambdas {lambdas}.\n"
         f"# Mean validation loss {best.loss:.4f}. {edge}Cautious decay reuses both, as in the paper.\n"
         f"optimizer: {{lr: {best.lr!r}}}\n"
