@@ -1,7 +1,7 @@
 # make help lists what there is. demo and test set up .venv by themselves, once, and again when the lock file changes.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c
+ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c fair
 .PHONY: help demo tune paper $(ARTIFACTS) ledger test lint types unit proofs setup setup-dev clean
 
 PYTHON ?= python3

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from cwd.cli import door
 from cwd.errors import UserError
+from cwd.evidence.artifact_files import Ladder
+from cwd.evidence.search import Searched, searches
 from cwd.evidence.study import Study
-from cwd.evidence.tuning import Tuned, tuned, tuned_file
+from cwd.evidence.tuning import tuned_file, tuned_name
 from cwd.files import write_atomically
 from cwd.sweeps import CONFIGS
 
@@ -35,10 +37,10 @@ def main() -> None:
         if status := subprocess.run(command).returncode:
             sys.exit(status)
     study = Study(scale, Path(runs))
-    for best in tuned(study.state("tuning"), study.ladder):
-        print(best)
+    for search in searches(study.state("tuning").points, study.ladder):
+        print(search)
         if not show:
-            write(best)
+            write(search, study.ladder)
 
 
 def option(words: list[str], name: str, default: str) -> str:
@@ -46,10 +48,10 @@ def option(words: list[str], name: str, default: str) -> str:
     return words[words.index(name) + 1] if name in words[:-1] else default
 
 
-def write(best: Tuned) -> None:
+def write(search: Searched, ladder: Ladder) -> None:
     """The optimizer's file of configs/tuned/."""
-    path = CONFIGS / "tuned" / f"{best.name}.yaml"
-    write_atomically(path, tuned_file(best).encode())
+    path = CONFIGS / "tuned" / f"{tuned_name(search, ladder)}.yaml"
+    write_atomically(path, tuned_file(search).encode())
     print(f"  written to {path.relative_to(ROOT)}")
 
 

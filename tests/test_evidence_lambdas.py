@@ -15,7 +15,6 @@ from cwd.evidence.claims import overall
 from cwd.evidence.lambdas import best_lambda
 from cwd.evidence.report import document
 from cwd.evidence.study import State, Study
-from cwd.evidence.tuning import tuned, tuned_file
 from cwd.sweeps import CONFIGS
 from tests.evidence_helpers import noise, write_state
 
@@ -186,34 +185,3 @@ def test_a_lambda_that_diverges_is_never_chosen(study: Study) -> None:
     state = complete(study, outcome)
     assert state.choices
     assert all(choice.multiple != 1 for choice in state.choices)
-
-
-# The baseline's tuning
-
-
-def test_the_tuning_finds_the_best_cell_and_writes_where_it_comes_from(study: Study) -> None:
-    def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        away = abs(math.log(where["lr"] / 0.02)) + abs(math.log(where["lambda"] / 0.5))
-        return {"loss": 2.0 + 0.1 * away + 0.001 * noise(seed)}
-
-    found = {(one.size, one.optimizer): one for one in tuned(write_state(study, "tuning", outcome), study.ladder)}
-    assert set(found) == {(size, name) for size in ("338m", "986m") for name in ("adamw", "lion", "muon")}
-    best = found["338m", "adamw"]
-    assert (best.name, best.lr, best.weight_decay, best.seeds) == ("laptop_adamw", 0.02, 0.5, (100, 101))
-    assert best.at_edge == []
-    best = found["986m", "adamw"]
-    assert (best.name, best.lr, best.weight_decay) == ("laptop_986m_adamw", 0.02, 0.5)
-    assert best.at_edge == ["rate", "lambda"]
-    text = tuned_file(best)
-    assert "seeds 100, 101" in text
-    assert "lambdas 0.05, 0.15, 0.5" in text
-    assert "At the grid's edge: rate, lambda" in text
-    assert "optimizer: {lr: 0.02}\ndecay: {weight_decay: 0.5}\n" in text
-
-
-def test_a_tuning_that_is_not_done_tunes_nothing(study: Study) -> None:
-    def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
-        return None if where["lr"] == 0.02 and seed == 101 else {"loss": 2.0}
-
-    state = write_state(study, "tuning", outcome)
-    assert {one.optimizer for one in tuned(state, study.ladder)} == {"lion", "muon"}

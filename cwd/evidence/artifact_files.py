@@ -15,6 +15,7 @@ from cwd.errors import UserError, nearest
 from cwd.evidence.reading import read_yaml
 from cwd.sweeps import CONFIGS
 
+Plain = dict[str, Any]
 SCALES = ("smoke", "laptop", "paper")
 KINDS = ("table", "figure", "theory")
 TESTS = ("difference", "log_ratio", "value", "average", "slope", "minimiser", "check")
@@ -33,8 +34,10 @@ class Block:
     sizes: tuple[str, ...]
     overrides: tuple[str, ...] = ()
     lambdas: bool = False  # at each of the ladder's multiples of the tuned lambda; 0 is decay=none
-    own: str | None = None  # each arm at its own best lambda, chosen on the tuning seeds of the artifact named here
-    search: bool = False  # the ladder's grid of rates and lambdas for each optimizer: the tuning itself
+    own: str | None = (
+        None  # each arm at its own best, lambda or whole search, on the tuning seeds of the artifact named
+    )
+    search: bool = False  # the rung's search for each optimizer: the tuning itself
     seeds: str = _of(*SEED_ROLES, default="report")
 
 
@@ -118,11 +121,21 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Search:
-    """The grid on which an optimizer's rate and lambda are tuned, with decoupled decay."""
+class Stage:
+    """A grid of a search: the product of the axes that it gives, or `trials` of its cells drawn by chance."""
 
-    lr: tuple[float, ...]
-    weight_decay: tuple[float, ...]
+    lr: tuple[float, ...] = ()
+    weight_decay: tuple[float, ...] = ()
+    warmup: tuple[float, ...] = ()  # fractions of the steps
+    betas: tuple[tuple[float, ...], ...] = ()
+    momentum: tuple[float, ...] = ()
+    batch_size: tuple[int, ...] = ()  # sequences; the tokens stay the same
+    trials: int | None = None
+
+    @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The axes with values, in the order above."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, tuple) and value}
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ class Rung:
     core_seconds: float | None = None  # of one run, measured
     needs: str | None = None  # what must exist before it can be run
     tuned: str | None = None  # configs/tuned/NAME_OPTIMIZER.yaml; the scale's, if not given
-    search: dict[str, Search] = field(default_factory=dict)  # the grid of each optimizer, where the size is tuned
+    search: dict[str, tuple[Stage, ...]] = field(default_factory=dict)  # of each optimizer, where the size is tuned
 
 
 @dataclass(frozen=True)
@@ -177,6 +190,11 @@ def load_ladder(scale: str) -> Ladder:
     if scale not in SCALES:
         raise UserError(f"SCALE={scale}: no such scale{nearest(scale, SCALES)}; allowed are {', '.join(SCALES)}")
     return read_yaml(CONFIGS / "ladder" / f"{scale}.yaml", Ladder, scale=scale)
+
+
+def text_of(value: Any) -> str:
+    """A coordinate as it stands in an artifact's file."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _check_claim(claim: Claim, artifact: Artifact, where: str) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from cwd.config import identity_of
 from cwd.errors import UserError, nearest
-from cwd.evidence.artifact_files import Artifact, Block, Ladder, Rung
+from cwd.evidence.artifact_files import Artifact, Block, Ladder, Plain, Rung, text_of
 from cwd.evidence.grid import Cell, RunsFolder, find_cells
+from cwd.evidence.trials import at_multiple, rest_of, trials, with_values
 from cwd.sweeps import compose_config, override_axes
 
 AXES = {  # coordinate -> where a run's configuration has it
@@ -23,8 +24,8 @@ AXES = {  # coordinate -> where a run's configuration has it
     "schedule": "schedule.name",
     "decay_schedule": "decay.schedule",
 }
+EMPTY: dict[Any, Plain] = {}
 OVERRIDES = {"optimizer": "optimizer", "decay": "arm", "schedule": "schedule", "decay.schedule": "decay_schedule"}
-Plain = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Point:
     """One configuration of an artifact's grid, on all its seeds.
 
     ``coordinates`` say where in the grid it is: ``size``, those of AXES, ``multiple`` of the tuned lambda, and
-    ``choice``: how its lambda was chosen (tuned, grid, own, search). ``config`` is the whole configuration; None where
-    something must exist first, which ``needs`` says.
+    ``choice``: how its values were chosen (tuned, grid, own, search); in a search the ``stage``, and ``other`` for what
+    else than rate and lambda it tries. ``trial`` is what the stage tries here, by axis. ``config`` is the whole
+    configuration; None where something must exist first, which ``needs`` says.
     """
 
     coordinates: dict[str, Any]
@@ -42,6 +44,7 @@ class Point:
     tuning_seeds: tuple[int, ...] = ()
     needs: str | None = None
     core_seconds: float | None = None
+    trial: Plain = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
 
     def on(self, seed: int) -> Plain:
@@ -54,18 +57,27 @@ class Point:
         wanted = self.seeds if seeds is None else seeds
         return {seed: self.cells[seed] for seed in wanted if seed in self.cells and self.cells[seed].summary}
 
+    def on_tuning_seeds(self) -> Point:
+        """The point without its report seeds."""
+        cells = {seed: self.cells[seed] for seed in self.tuning_seeds if seed in self.cells}
+        return dataclasses.replace(self, seeds=(), cells=cells)
+
     def matches(self, where: Mapping[str, Any]) -> bool:
         """Whether the coordinates are these; several values are separated by commas."""
         return all(text_of(self.coordinates.get(name)) in str(value).split(",") for name, value in where.items())
 
 
-def expand(artifact: Artifact, ladder: Ladder, seeds: int | None, own: Mapping[Any, Any]) -> list[Point]:
+def expand(
+    artifact: Artifact, ladder: Ladder, seeds: int | None, own: Mapping[Any, Plain], best: Mapping[Any, Plain] = EMPTY
+) -> list[Point]:
     """The artifact's points at the ladder's scale, without records.
 
     Args:
         seeds: how many report seeds; None: the artifact's or the ladder's own number.
-        own: (artifact, optimizer, arm) -> the multiple of the tuned lambda that is the arm's own best. Where it lacks
-            one, the points wait for the tuning.
+        own: (artifact, size, optimizer, arm) -> the values that are the arm's own best: a multiple of the tuned lambda
+            (of size None, for all sizes) or what a search found. Where it lacks one, the points wait for the tuning.
+        best: (size, optimizer, arm, stage) -> the best trial of a stage of the search. Where it lacks one, the stages
+            after it wait.
 
     Raises:
         UserError: an override does not fit, or the ladder lacks one of the sizes.
@@ -80,15 +92,21 @@ def expand(artifact: Artifact, ladder: Ladder, seeds: int | None, own: Mapping[A
                     f"{artifact.name}: size {size}: the {ladder.scale} ladder has none{nearest(size, ladder.sizes)}; "
                     f"it has {known}"
                 )
-            points += _block_points(artifact, block, size, ladder, report, own)
+            points += _block_points(artifact, block, size, ladder, report, own, best)
     return points
 
 
 def _block_points(
-    artifact: Artifact, block: Block, size: str, ladder: Ladder, report: tuple[int, ...], own: Mapping[Any, Any]
+    artifact: Artifact,
+    block: Block,
+    size: str,
+    ladder: Ladder,
+    report: tuple[int, ...],
+    own: Mapping[Any, Plain],
+    best: Mapping[Any, Plain],
 ) -> Iterator[Point]:
     rung = ladder.sizes[size]
-    shared: dict[str, Any] = {
+    shared: Plain = {
         "seeds": () if block.seeds == "tuning" else report,
         "tuning_seeds": () if block.seeds == "report" else ladder.tuning_seeds,
         "core_seconds": rung.core_seconds,
@@ -97,11 +115,14 @@ def _block_points(
     if needs:
         for coordinates in _named(block):
             yield Point({"size": size, **coordinates, "choice": "tuned"}, None, needs=needs, **shared)
-        return
-    for plain in _searched(block, ladder, rung) if block.search else _composed(block.overrides, ladder, rung):
-        for config, how in _at_lambdas(block, ladder, plain, own):
-            waits = None if config else f"the tuning of {block.own} (its tuning seeds are not all done)"
-            yield Point({"size": size, **_coordinates(config or plain), **how}, config, needs=waits, **shared)
+    elif block.search:
+        yield from _searched(block, size, ladder, best, shared)
+    else:
+        for plain in _composed(block.overrides, ladder, rung):
+            for config, how, trial in _at_lambdas(block, size, ladder, plain, own):
+                waits = None if config else f"the tuning of {block.own} (its tuning seeds are not all done)"
+                where = {"size": size, **_coordinates(config or plain), **how}
+                yield Point(where, config, needs=waits, trial=trial, **shared)
 
 
 def _composed(overrides: Sequence[str], ladder: Ladder, rung: Rung) -> Iterator[Plain]:
@@ -121,39 +142,41 @@ def _compose(words: frozenset[str]) -> Plain:
     return dataclasses.asdict(compose_config(sorted(words)))
 
 
-def _searched(block: Block, ladder: Ladder, rung: Rung) -> Iterator[Plain]:
-    """The rung's grid of rates and lambdas for each optimizer."""
-    for optimizer, grid in rung.search.items():
+def _searched(block: Block, size: str, ladder: Ladder, best: Mapping[Any, Plain], shared: Plain) -> Iterator[Point]:
+    """The rung's search for each optimizer, as far as `best` goes; the stages after that wait."""
+    rung = ladder.sizes[size]
+    for optimizer, stages in rung.search.items():
         for plain in _composed((*block.overrides, f"optimizer={optimizer}"), ladder, rung):
-            for lr, weight_decay in itertools.product(grid.lr, grid.weight_decay):
-                decay = {**plain["decay"], "weight_decay": weight_decay}
-                yield {**plain, "optimizer": {**plain["optimizer"], "lr": lr}, "decay": decay}
+            around: Plain | None = plain
+            for number, stage in enumerate(stages, 1):
+                for trial in trials(stage, f"{size} {optimizer} {number}"):
+                    config = None if around is None else with_values(around, trial)
+                    where = {**_coordinates(with_values(around or plain, trial)), "choice": "search", "stage": number}
+                    waits = None if config else f"the stages of the search at {size} before"
+                    where["other"] = rest_of(trial)
+                    yield Point({"size": size, **where}, config, needs=waits, trial=trial, **shared)
+                found = best.get((size, optimizer, plain["decay"]["mode"], number))
+                around = None if around is None or found is None else with_values(around, found)
 
 
-def _at_lambdas(block: Block, ladder: Ladder, plain: Plain, own: Mapping[Any, Any]) -> Iterator[tuple[Any, Plain]]:
-    """(configuration, coordinates) at each lambda that the block asks for; None as configuration where the arm's own
-    best is not known yet.
+def _at_lambdas(
+    block: Block, size: str, ladder: Ladder, plain: Plain, own: Mapping[Any, Plain]
+) -> Iterator[tuple[Plain | None, Plain, Plain]]:
+    """(configuration, coordinates, what of a search it has) at each lambda that the block asks for; None as
+    configuration where the arm's own best is not known yet.
     """
+    arm = plain["decay"]["mode"]
     if block.lambdas:
         for multiple in ladder.multiples:
-            yield at_multiple(plain, multiple), {"choice": "grid", "multiple": multiple}
+            yield at_multiple(plain, multiple), {"choice": "grid", "multiple": multiple}, {}
     elif block.own:
-        best = own.get((block.own, plain["optimizer"]["name"], plain["decay"]["mode"]))
-        how = {"choice": "own", "arm": plain["decay"]["mode"], "multiple": best}
-        yield (None if best is None else at_multiple(plain, best)), how
+        names = plain["optimizer"]["name"], arm
+        found = own.get((block.own, size, *names), own.get((block.own, None, *names)))
+        how = {"choice": "own", "arm": arm, "multiple": (found or {}).get("multiple")}
+        trial = {axis: value for axis, value in (found or {}).items() if axis != "multiple"}
+        yield (None if found is None else with_values(plain, found)), how, trial
     else:
-        yield plain, {"choice": "search" if block.search else "tuned"}
-
-
-def at_multiple(plain: Plain, multiple: float) -> Plain:
-    """The configuration with lambda times `multiple`, to four digits. At 0 the mode is none, which all arms share."""
-    if multiple == 1:
-        return plain
-    decay = dict(plain["decay"])
-    decay["weight_decay"] = float(f"{decay['weight_decay'] * multiple:.4g}")
-    if multiple == 0:
-        decay["mode"] = "none"
-    return {**plain, "decay": decay}
+        yield plain, {"choice": "tuned"}, {}
 
 
 def _named(block: Block) -> Iterator[Plain]:
@@ -196,11 +219,6 @@ def missing(points: Sequence[Point]) -> list[tuple[Plain, float]]:
                 config = point.on(seed)
                 wanted.setdefault(repr(identity_of(config)), (seed, config, point.core_seconds or 0.0))
     return [(config, cost) for _, config, cost in sorted(wanted.values(), key=lambda one: one[0])]
-
-
-def text_of(value: Any) -> str:
-    """A coordinate as it stands in an artifact's file."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def total_seconds(points: Sequence[Point]) -> float:

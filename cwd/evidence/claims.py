@@ -31,6 +31,7 @@ from cwd.evidence.listing import flatten
 from cwd.evidence.measures import measure, parts
 from cwd.evidence.published import look_up
 from cwd.evidence.statistics import LEVEL, Estimate, estimate, holm, region_test, seeds_needed, verdicts
+from cwd.evidence.trials import PATHS
 
 ORDER = ("contradicted", "unresolved", "incomplete", "not run", "smoke", "supported")
 
@@ -161,6 +162,7 @@ def _check_comparable(pair: tuple[Point, ...], claim: Claim, name: str) -> None:
     choices = {point.coordinates["choice"] for point in pair}
     if "own" in choices or "none" in (claim.a.get("arm"), claim.b.get("arm")):
         allowed |= {"decay.weight_decay", "decay.mode"}  # an arm whose own best lambda is 0 is no decay at all
+    allowed |= {".".join(PATHS[axis]) for point in pair for axis in point.trial}  # of a search, each arm's own
     left, right = (dict(flatten(point.on(0))) for point in pair)
     differ = {key for key in {*left, *right} if left.get(key) != right.get(key)} - allowed
     if {"schedule.name"} & allowed:

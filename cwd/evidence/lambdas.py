@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cwd.evidence.artifact_files import Plain
 from cwd.evidence.artifacts import Point
+from cwd.evidence.search import tuning_loss
 
 ARMS = ("decoupled", "cautious")
 
@@ -25,6 +27,16 @@ class Choice:
     runs: int
     seeds: tuple[int, ...]
     at_edge: bool
+
+    @property
+    def key(self) -> tuple[None, str, str]:
+        """Size (none: it is carried to all), optimizer and arm."""
+        return None, self.optimizer, self.arm
+
+    @property
+    def values(self) -> Plain:
+        """What it sets, as cwd.evidence.trials.with_values takes it."""
+        return {"multiple": self.multiple}
 
     def __str__(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
@@ -57,14 +69,6 @@ def _of_arm(point: Point, optimizer: str, arm: str) -> bool:
     """Whether the point is on the arm's grid; no decay is on every arm's."""
     where = point.coordinates
     return where["optimizer"] == optimizer and (where["arm"] == arm or where["multiple"] == 0)
-
-
-def tuning_loss(point: Point) -> float | None:
-    """The mean final loss over the tuning seeds; infinite if one diverged, None if one has not ended."""
-    cells = [point.cells[seed] for seed in point.tuning_seeds]
-    if any(cell.state not in ("done", "diverged") for cell in cells):
-        return None
-    return sum(math.inf if cell.loss is None else cell.loss for cell in cells) / len(cells)
 
 
 def best_lambda(losses: Mapping[float, float]) -> tuple[float, bool]:

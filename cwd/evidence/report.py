@@ -75,6 +75,9 @@ def _remarks(state: State) -> list[str]:
     lines += [f"{claim.id}: {claim.says} Computed: {claim.means}." for claim in state.artifact.claims]
     notes = [f"{one.claim.id} {where_of(one)}: {note}" for one in state.findings for note in one.notes]
     lines += dict.fromkeys(note for note in notes if "needs " not in note)
+    if state.searches:
+        lines.append("Each arm at its own best, of a search on tuning seeds, which no claim reports:")
+        lines += map(str, state.searches)
     if state.choices:
         budget = (
             f"The rate and the tuned lambda come from decoupled decay ({state.search_runs} runs in the tuning's grid)"

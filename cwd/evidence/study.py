@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cwd.errors import UserError
-from cwd.evidence.artifact_files import Artifact, load_artifact, load_ladder
+from cwd.evidence.artifact_files import Artifact, Plain, load_artifact, load_ladder
 from cwd.evidence.artifacts import Point, expand, missing, with_cells
 from cwd.evidence.claims import Finding, judge
 from cwd.evidence.grid import RunsFolder
 from cwd.evidence.lambdas import Choice, own_choices
+from cwd.evidence.search import Searched, best_of_stages, searches
 from cwd.evidence.theory import Check, find_checks, judge_checks
+from cwd.evidence.trials import trials
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class State:
     checks: list[Check]
     findings: list[Finding]
     choices: list[Choice]  # of lambda, for its points with a lambda of their own
+    searches: list[Searched]  # likewise, where a whole search was each arm's own
     search_runs: int  # in the grid on which the baseline's rate and lambda are tuned
     tuning: list[Point]  # what the choices are made from, on tuning seeds
 
@@ -74,9 +77,11 @@ class Study:
         """The artifact of configs/artifact/`name`.yaml as it is now."""
         artifact = load_artifact(name)
         tuning = {block.own: self._tuning_points(block.own) for block in artifact.blocks if block.own}
-        choices = {source: own_choices(points) for source, points in tuning.items()}
-        own = {(source, c.optimizer, c.arm): c.multiple for source, found in choices.items() for c in found}
-        points = with_cells(expand(artifact, self.ladder, self.seeds, own), self.folder)
+        choices = [(source, choice) for source in tuning for choice in own_choices(tuning[source])]
+        found = [(source, search) for source in tuning for search in searches(tuning[source], self.ladder)]
+        own: dict[Any, Plain] = {(source, *choice.key): choice.values for source, choice in choices}
+        own |= {(source, *search.key): search.own for source, search in found}
+        points = self._points(artifact, own)
         checks = find_checks(artifact, self.folder)
         smoke = self.ladder.scale == "smoke"
         findings = [*judge(artifact, points, smoke), *judge_checks(artifact, checks)]
@@ -86,21 +91,37 @@ class Study:
             points,
             checks,
             findings,
-            [choice for found in choices.values() for choice in found],
+            [choice for _, choice in choices],
+            [search for _, search in found],
             self._search_runs(),
-            [point for found in tuning.values() for point in found],
+            [point for source in tuning for point in tuning[source]],
         )
 
+    def _points(self, artifact: Artifact, own: Mapping[Any, Plain]) -> list[Point]:
+        """The artifact's points with their cells; those of a search as far as its stages have ended."""
+        best: dict[Any, Plain] = {}
+        while True:
+            points = with_cells(expand(artifact, self.ladder, self.seeds, own, best), self.folder)
+            found = {one.key: one.values for one in best_of_stages(points)}
+            if found == best:
+                return points
+            best = found
+
     def _search_runs(self) -> int:
-        grids = [grid for rung in self.ladder.sizes.values() for grid in rung.search.values()]
-        return sum(len(grid.lr) * len(grid.weight_decay) for grid in grids) * len(self.ladder.tuning_seeds)
+        stages = [
+            len(trials(stage, ""))
+            for rung in self.ladder.sizes.values()
+            for found in rung.search.values()
+            for stage in found
+        ]
+        return sum(stages) * len(self.ladder.tuning_seeds)
 
     def _tuning_points(self, name: str) -> list[Point]:
-        """The grid of artifact `name` on its tuning seeds alone."""
+        """The grid, or the search, of artifact `name` on its tuning seeds alone."""
         if name not in self._tuning:
-            points = expand(load_artifact(name), self.ladder, self.seeds, {})
-            grid = [replace(point, seeds=()) for point in points if point.coordinates["choice"] == "grid"]
-            self._tuning[name] = with_cells(grid, self.folder)
+            points = self._points(load_artifact(name), {})
+            tuned_on = [point for point in points if point.coordinates["choice"] in ("grid", "search")]
+            self._tuning[name] = [point.on_tuning_seeds() for point in tuned_on]
         return self._tuning[name]
 
 
