@@ -32,6 +32,13 @@ class _Drawn:
             super().__init__(config)  # type: ignore[call-arg]
         self.init_weights()  # type: ignore[attr-defined]
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False: transformers would take care not to draw twice what is not its own, and leave out the second draw of
+        the matrices that write to the residual stream.
+        """
+        return False
+
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.lm_head and self.config.tie_word_embeddings:  # type: ignore[attr-defined]
             return  # it is the table, which was drawn already
