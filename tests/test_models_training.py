@@ -55,8 +55,10 @@ def test_every_model_trains_and_evaluates_at_a_small_width(name, tmp_path, fast_
 
 def test_train_py_itself_takes_the_papers_scale_made_small(tmp_path):
     small = ["model.shrink=64", "training.seq_len=32", "training.precision=fp32", "tracker=none", *FEW]
-    (tmp_path / "notes.txt").write_text("A line of a text that is long enough for a few short sequences.\n" * 200)
-    data = ["dataset.files=[notes.txt]", "dataset.tokenizer=bytes", "dataset.vocab_size=null"]
+    (tmp_path / "notes").mkdir()
+    for i in range(10):
+        (tmp_path / "notes" / f"{i}.txt").write_text(f"Text number {i} is long enough for a few sequences. " * 20)
+    data = ["dataset.files=[notes]", "dataset.tokenizer=bytes", "dataset.vocab_size=null"]
     data += ["dataset.validation_fraction=0.2"]
     place = [f"machine.runs={tmp_path}/runs", f"machine.data={tmp_path}/data", "machine.threads=1"]
     done = command("train.py", "scale=paper", "model=simply_2b", *small, *data, *place, folder=tmp_path)
