@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cwd.benchmarks import loss as benchmark
 from cwd.models import build, loss
 from cwd.models.loss import linear_cross_entropy
 
@@ -149,3 +150,14 @@ def test_compiled_losses_and_gradients_are_the_eager_ones():
         results.append((value, correct, *torch.autograd.grad(value, list(model.parameters()))))
     for eager, compiled in zip(*results, strict=True):
         assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_the_benchmark_compares_both_ways(tmp_path, monkeypatch):
+    """4,096 classes, 512 tokens, 64 at once."""
+    monkeypatch.setattr(loss, "CHUNK", 64 * 4096)
+    sizes = ["batch=2", "length=256", "classes=4096", "width=8", "threads=1"]
+    benchmark.main([*sizes, f"markdown={tmp_path / 'a.md'}"])
+    rows = [line.split("|")[1:-1] for line in (tmp_path / "a.md").read_text().splitlines() if line.startswith("| ")]
+    peaks = {row[0].strip(): float(row[2]) for row in rows[2:]}
+    assert peaks["all logits at once"] > 3
+    assert peaks["by chunks"] < peaks["all logits at once"] / 4

@@ -61,7 +61,7 @@ def test_train_py_itself_takes_the_papers_scale_made_small(tmp_path):
     data = ["dataset.files=[notes]", "dataset.tokenizer=bytes", "dataset.vocab_size=null"]
     data += ["dataset.validation_fraction=0.2"]
     place = [f"machine.runs={tmp_path}/runs", f"machine.data={tmp_path}/data", "machine.threads=1"]
-    done = command("train.py", "scale=paper", "model=simply_2b", *small, *data, *place, folder=tmp_path)
+    done = command("train.py", "scale=paper", *small, *data, *place, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout + done.stderr
 
