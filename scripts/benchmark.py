@@ -9,7 +9,8 @@ memory     peak memory of a step beyond parameters, gradients and state, for eve
 peers      other libraries and styles: whether a step is the paper's, and its time beside ours:
            part=agreement|time rules=adamw,... threads=2 repeats=15 markdown=FILE
 loss       peak memory and seconds of the language models' loss and its gradients, by chunks of tokens and all logits at
-           once: batch=4 length=2048 classes=100864 width=64 precision=fp32|bf16 ways=chunks,whole threads=2 markdown=FILE
+           once: batch=4 length=2048 classes=100864 width=64 precision=fp32|bf16 ways=chunks,whole threads=2
+           markdown=FILE
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

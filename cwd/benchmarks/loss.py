@@ -32,8 +32,8 @@ OPTIONS: dict[str, int | str] = {
 }
 CAP = 30.0
 NOTE = (
-    "Loss, gradients of the hidden states, of the head's weight and of its bias. Logits: in units of one float32 tensor "
-    "of all logits. Target: by chunks at most a quarter of the peak of all logits at once."
+    "Loss, gradients of the hidden states, of the head's weight and of its bias. Logits: in units of one float32 "
+    "tensor of all logits. Target: by chunks at most a quarter of the peak of all logits at once."
 )
 
 
