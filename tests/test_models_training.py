@@ -199,3 +199,19 @@ def test_flex_attention_equals_eager_as_far_as_a_cpu_goes():
                 layer.attn.q_proj.weight.mul_(8.0)  # scores far into the cap
             logits.append(model(input_ids=ids).logits)
     assert_close(logits[1], logits[0], rtol=0, atol=1e-4)
+
+
+# ---- at full width ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow  # a minute or two, and 6 GB
+@pytest.mark.timeout(1200)
+def test_one_update_of_the_111m_model_at_full_width(tmp_path):
+    """The paper's smallest model with its whole table, one sequence of 2,048 bytes, evaluated before and after."""
+    size = ["model=simply_111m", "model.embedding_size=100864", "training.seq_len=2048"]
+    once = ["training.batch_size=1", "training.steps=1", "schedule.warmup=0", "evaluation.sequences=1"]
+    result = train(tmp_path, *size, *once, "optimizer.lr=1e-3")
+    assert result.summary["parameters"] == 110_550_528
+    before, after = (line["loss"] for line in read_metrics(result.record.metrics_file, "eval"))
+    assert before == pytest.approx(math.log(100_864) + 0.5, abs=0.3)  # logits of variance 1
+    assert after < before
