@@ -70,6 +70,15 @@ def test_parameter_totals(name):
     assert f"{published:,} parameters" in (CONFIGS / "model" / f"{name}.yaml").read_text().splitlines()[0]
 
 
+def test_the_page_names_every_model_with_its_count():
+    page = (CONFIGS.parent / "docs" / "models.md").read_text()
+    for name, (total, _) in TOTALS.items():
+        assert f"| `{name}` | {total:,} |" in page
+    for path in (CONFIGS / "model").glob("*.yaml"):
+        laptop = path.stem.startswith("simply_") and path.stem not in TOTALS
+        assert laptop or "hidden_size" not in path.read_text() or path.stem in TOTALS, path.stem
+
+
 def test_olmo_has_no_parameters_but_matrices():
     assert {parameter.ndim for parameter in tiny("olmo").parameters()} == {2}
 

@@ -80,8 +80,9 @@ def test_gradients_flow_into_the_hidden_states_alone_where_the_head_is_frozen():
     assert_close(hidden.grad, expected[2])
 
 
-def test_in_bfloat16_the_heads_gradients_are_float32_and_no_further_from_the_exact_ones_than_plain_ones():
-    hidden, head, targets = problem(True, torch.float32)
+@pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16], ids=str)
+def test_in_bfloat16_gradients_have_their_masters_dtype_and_are_as_close_as_plain_ones(masters):
+    hidden, head, targets = problem(True, masters)
     exact = plain(hidden, head, targets, 2.0)[2:]
     errors = []
     for way in ("plain", "chunks"):
@@ -95,7 +96,7 @@ def test_in_bfloat16_the_heads_gradients_are_float32_and_no_further_from_the_exa
                 value = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         value.backward()
         gradients = [tensor.grad for tensor in (hidden, *head.parameters())]
-        assert {gradient.dtype for gradient in gradients} == {torch.float32}
+        assert {gradient.dtype for gradient in gradients} == {masters}
         errors.append([(g - want).norm().item() / want.norm().item() for g, want in zip(gradients, exact, strict=True)])
     for ours, theirs in zip(errors[1], errors[0], strict=True):
         assert 0 < ours < max(1.5 * theirs, 2**-8)

@@ -43,8 +43,8 @@ def linear_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, cap: 
     """Cross-entropy of `softcap(head(hidden), cap)` with `targets`, summed, by chunks of tokens.
 
     As the plain computation to rounding: the product and the soft-cap have the dtype of the activations (of autocast,
-    where that is on), what follows is at least float32. Gradients of the head have the head's dtype, and are summed in
-    it.
+    where that is on), what follows is at least float32. Gradients of the head are summed in at least float32, and have
+    the head's dtype.
 
     Args:
         hidden: (B, T, D), what the head is applied to.
@@ -124,21 +124,24 @@ def _without_gradients(hidden: Tensor, head: _Head, targets: Tensor) -> TokenLos
 def _with_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, cap: float | None) -> Any:
     """The losses, and the gradients of their sum in `hidden`, `weight` and `bias`, each in its own dtype."""
     head = _in_dtype_of(hidden, weight, bias, cap)
-    by_weight, by_bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+    wide_enough = torch.promote_types(weight.dtype, torch.float32)  # a sum over chunks must not be rounded to bfloat16
+    by_weight = torch.zeros_like(weight, dtype=wide_enough)
+    by_bias = None if bias is None else torch.zeros_like(bias, dtype=wide_enough)
     found, by_hidden = [], []
     for part, wanted in _chunks(hidden, targets, len(weight)):
         logits, total, losses = _losses(part, head, wanted)
         wide = _gradient_of_logits(logits, total, wanted, cap)
         narrow = wide.to(hidden.dtype)
         by_hidden.append(narrow @ head.weight)
-        if weight.dtype == hidden.dtype:
+        if by_weight.dtype == hidden.dtype:
             by_weight.addmm_(narrow.T, part)
         else:
             by_weight.add_(narrow.T @ part)
         if by_bias is not None:
             by_bias.add_(wide.sum(dim=0))
         found.append(losses)
-    return _sum(found), torch.cat(by_hidden), by_weight, by_bias
+    of_bias = None if bias is None or by_bias is None else by_bias.to(bias.dtype)
+    return _sum(found), torch.cat(by_hidden), by_weight.to(weight.dtype), of_bias
 
 
 def _gradient_of_logits(logits: Tensor, total: Tensor, targets: Tensor, cap: float | None) -> Tensor:
