@@ -204,9 +204,9 @@ def test_qwen_and_olmo_see_only_what_came_before_and_where():
 # ---- who gets which rule ---------------------------------------------------------------------------------------------
 
 
-def rules(name: str, *overrides: str) -> dict[str, tuple[str, float, str]]:
+def rules(name: str, *overrides: str, optimizer: str = "muon") -> dict[str, tuple[str, float, str]]:
     """(rule, lambda, schedule of lambda) of every tensor of a model."""
-    model, config = on_meta(name, "optimizer=muon", *overrides)
+    model, config = on_meta(name, f"optimizer={optimizer}", *overrides)
     groups = build_optimizer(config, model)[0].param_groups  # type: ignore[arg-type]
     return {
         key: (group["rule"], group["weight_decay"], group.get("decay_schedule") or "constant")
@@ -228,6 +228,15 @@ def test_under_muon_tables_norms_and_biases_go_to_adamw_and_decay(name):
     for key, (rule, decay, _) in rules(name).items():
         assert rule == ("adamw" if any(part in key for part in ADAMW[name]) else "muon"), key
         assert decay == 0.1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd"])
+@pytest.mark.parametrize("name", ADAMW)
+def test_other_rules_take_every_tensor_and_all_decay(name, optimizer):
+    found = rules(name, optimizer=optimizer)
+    assert {rule for rule, _, _ in found.values()} == {optimizer}
+    assert 0 not in {decay for _, decay, _ in found.values()}
+    assert set(found) == {key for key, _ in on_meta(name)[0].named_parameters()}
 
 
 @pytest.mark.parametrize("name", ADAMW)

@@ -43,12 +43,13 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
 
 def _patterns(config: schema.Config) -> list[GroupPattern]:
     """The configured groups; before them, under Muon, what the model itself says is no hidden matrix."""
-    optimizer, beside = config.optimizer, getattr(config.model, "beside_muon", [])
-    first = [GroupPattern(beside, "adamw", hyper=_hyper(optimizer, "adamw"))]
-    return (first if isinstance(optimizer, schema.Muon) and beside else []) + [
+    optimizer = config.optimizer
+    patterns = [
         GroupPattern(group.match, group.rule, group.decay, group.lr_multiple, _hyper(optimizer, group.rule))
         for group in optimizer.groups
     ]
+    beside = getattr(config.model, "beside_muon", []) if isinstance(optimizer, schema.Muon) else []
+    return [GroupPattern(beside, "adamw", hyper=_hyper(optimizer, "adamw")), *patterns] if beside else patterns
 
 
 def _by_size(group: dict[str, Any], optimizer: schema.Optimizer) -> list[dict[str, Any]]:
