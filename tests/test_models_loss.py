@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -13,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from cwd.benchmarks import loss as benchmark
 from cwd.models import build, loss
 from cwd.models.loss import linear_cross_entropy
+from tests import loss_worker
+from tests.conftest import ROOT
 
 TOKENS, WIDTH, CLASSES = (3, 7), 5, 11
 FAMILIES = {
@@ -151,6 +156,27 @@ def test_compiled_losses_and_gradients_are_the_eager_ones():
         results.append((value, correct, *torch.autograd.grad(value, list(model.parameters()))))
     for eager, compiled in zip(*results, strict=True):
         assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_two_processes_get_the_gradients_of_one(tmp_path):
+    """The loss is taken inside the forward, where DDP and FSDP2 see the head's weights."""
+    workers = [
+        subprocess.Popen([sys.executable, "-m", "tests.loss_worker", str(rank), str(tmp_path)], cwd=ROOT)
+        for rank in range(2)
+    ]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    model, (inputs, targets) = loss_worker.problem()
+    F.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), targets.flatten()).backward()
+    for way, found in torch.load(tmp_path / "gradients.pt", weights_only=True).items():
+        for name, parameter in model.named_parameters():
+            size = parameter.grad.abs().max().item()
+            assert_close(
+                found[name], parameter.grad, rtol=0, atol=1e-5 * size, msg=lambda m, n=name, w=way: f"{w} {n}: {m}"
+            )
 
 
 def test_the_benchmark_compares_both_ways(tmp_path, monkeypatch):
