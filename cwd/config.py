@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from cwd.errors import UserError, nearest
-from cwd.schema import SELECTORS, VARIANTS, WSD, Config, Dataset, Group, Optimizer, Simply, Text
+from cwd.schema import GPT2, SELECTORS, VARIANTS, WSD, Config, Dataset, Group, Language, Optimizer, Qwen3, Simply, Text
 
 NOT_IDENTITY = tuple(item.name for item in fields(Config) if item.metadata.get("apart"))
 KINDS = {
@@ -213,8 +213,8 @@ def _allowed(item: Field[Any]) -> str:
 def _check_across(config: Config) -> None:
     """Checks that need two values. Each says which keys disagree."""
     training, machine = config.training, config.machine
-    if isinstance(config.model, Simply):
-        _check_simply(config.model)
+    if isinstance(config.model, Language):
+        _check_language(config.model, training.seq_len)
     if machine.micro_batch_size and training.batch_size % machine.micro_batch_size:
         raise UserError(
             f"machine.micro_batch_size={machine.micro_batch_size}: does not divide training.batch_size="
@@ -230,19 +230,38 @@ def _check_across(config: Config) -> None:
     _check_optimizer(config.optimizer)
 
 
-def _head_dim(model: Simply) -> int:
-    return model.head_dim or model.hidden_size // model.num_attention_heads
+def model_shape(model: Language) -> dict[str, Any]:
+    """What cwd.models.build takes of a model's configuration, beside the family."""
+    return {name: value for name, value in vars(model).items() if name not in ("family", "beside_muon", "normalized")}
 
 
-def _check_simply(model: Simply) -> None:
-    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
+def _head_dim(model: Language) -> int:
+    return getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+
+
+def _check_language(model: Language, seq_len: int) -> None:
+    given = getattr(model, "head_dim", None)
+    if given is None and model.hidden_size % model.num_attention_heads:
         raise UserError(
             f"model.num_attention_heads={model.num_attention_heads}: does not divide "
-            f"model.hidden_size={model.hidden_size}; allowed are its divisors {_divisors(model.hidden_size)}, "
-            "or give model.head_dim"
+            f"model.hidden_size={model.hidden_size}; allowed are its divisors {_divisors(model.hidden_size)}"
+            + (", or give model.head_dim" if hasattr(model, "head_dim") else "")
         )
     if _head_dim(model) % 2:
         raise UserError(f"model.head_dim={_head_dim(model)}: must be even, rotary embeddings pair its halves")
+    if isinstance(model, Qwen3) and model.num_attention_heads % model.num_key_value_heads:
+        raise UserError(
+            f"model.num_key_value_heads={model.num_key_value_heads}: does not divide model.num_attention_heads="
+            f"{model.num_attention_heads}; allowed are its divisors {_divisors(model.num_attention_heads)}"
+        )
+    if isinstance(model, GPT2) and seq_len > model.positions:
+        raise UserError(f"training.seq_len={seq_len}: more than model.positions={model.positions}")
+    common = math.gcd(model.hidden_size, _head_dim(model) // 2, getattr(model, "intermediate_size", 0))
+    if common % model.shrink:
+        raise UserError(
+            f"model.shrink={model.shrink}: does not divide every width of the model and leave heads an even size; "
+            f"allowed are {_divisors(common)}"
+        )
 
 
 def _check_dataset(dataset: Dataset) -> None:

@@ -55,13 +55,21 @@ class Model:
 
 
 @dataclass
-class Simply(Model):
-    """The paper's Transformer; see cwd.models.simply for what each option means."""
+class Language(Model):
+    """What every language model has."""
 
-    family: str = choice("simply", of=("simply",))
     hidden_size: int = number(low=1)
     num_hidden_layers: int = number(low=1)
     num_attention_heads: int = number(low=1)
+    embedding_size: int | None = later(None, number(low=1))  # rows of the table; none: as many as the data has ids
+    shrink: int = later(1, number(low=1))  # divides the widths, to try a model of any size on a small machine
+
+
+@dataclass
+class Simply(Language):
+    """The paper's Transformer; see cwd.models.simply for what each option means."""
+
+    family: str = choice("simply", of=("simply",))
     head_dim: int | None = number(None, low=2)  # none: hidden_size / num_attention_heads
     ffn_factor: int = number(8, low=1)
     activation: str = choice("gelu_tanh", of=("gelu_tanh", "silu"))
@@ -71,6 +79,46 @@ class Simply(Model):
     per_dim_scale: bool = True
     logit_softcap: float | None = number(30.0, low=0, above=True)
     attn_softcap: float | None = number(50.0, low=0, above=True)
+
+
+@dataclass
+class Hub(Language):
+    """A language model of transformers; see cwd.models.hub. Its own names say who is who in it, as globs."""
+
+    beside_muon: list[str] = field(default_factory=list)  # with optimizer=muon these go to AdamW, before its groups
+    normalized: list[str] = field(default_factory=list)  # beside decay.normalized
+
+
+@dataclass
+class Olmo(Hub):
+    """OLMo (Table 9)."""
+
+    family: str = choice("olmo", of=("olmo",))
+    mlp_ratio: int = number(8, low=2)  # width of gate and up together / hidden_size
+    rope_theta: float = number(10_000.0, low=0, above=True)
+    tie_word_embeddings: bool = True
+
+
+@dataclass
+class Qwen3(Hub):
+    """Qwen3 (Figure 7)."""
+
+    family: str = choice("qwen3", of=("qwen3",))
+    num_key_value_heads: int = number(low=1)
+    head_dim: int = number(low=2)
+    intermediate_size: int = number(low=1)
+    rope_theta: float = number(1e6, low=0, above=True)
+    rms_norm_eps: float = number(1e-6, low=0, above=True)
+    tie_word_embeddings: bool = True
+
+
+@dataclass
+class GPT2(Hub):
+    """GPT-2."""
+
+    family: str = choice("gpt2", of=("gpt2",))
+    positions: int = number(1024, low=1)  # rows of the position table
+    dropout: float = number(0.0, low=0, high=1, below=True)
 
 
 @dataclass
@@ -153,6 +201,7 @@ class Muon(Optimizer):
     nesterov: bool = True
     ns_steps: int = number(5, low=1, high=99)
     adjust_lr_fn: str = choice("match_rms_adamw", of=("match_rms_adamw", "original", "none"))
+    dim_threshold: int | None = later(None, number(low=1))  # matrices with a longer side go to AdamW; none: all to Muon
     adamw: AdamHyper = field(default_factory=AdamHyper)
 
 
@@ -254,6 +303,8 @@ class Machine:
     threads: int | None = number(None, low=1)  # of each process; none: torch's choice
     micro_batch_size: int | None = number(None, low=1)  # sequences at once on one process; none: all of its share
     compile: bool = False
+    attention: str = choice("auto", of=("auto", "eager", "sdpa", "flex_attention"))
+    activation_checkpointing: bool = False  # of each layer only its input is kept; the rest is computed again
     checkpoint_seconds: float = number(30.0, low=0)  # time between checkpoints; 0: after every step
     log_every: int = number(10, low=1)  # steps between lines of the metrics file
     progress: str = choice("auto", of=("auto", "bar", "lines", "summary"))
@@ -278,7 +329,7 @@ class Config:
 
 
 VARIANTS: dict[str, dict[str, type]] = {
-    "model": {"simply": Simply},
+    "model": {"simply": Simply, "olmo": Olmo, "qwen3": Qwen3, "gpt2": GPT2},
     "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
     "dataset": {"python_source": PythonSource, "text": Text},
     "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},

@@ -10,6 +10,9 @@ peers      other libraries and styles: whether a step is the paper's, and its ti
            part=agreement|time rules=adamw,... threads=2 repeats=15 markdown=FILE
 sweep      seconds of a sweep of 6 arms, against the same runs as processes one after another: seeds=4 threads=2
            scale=laptop data=data markdown=FILE
+loss       peak memory and seconds of the language models' loss and its gradients, by chunks of tokens and all logits at
+           once: batch=4 length=2048 classes=100864 width=64 precision=fp32|bf16 ways=chunks,whole threads=2
+           markdown=FILE
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

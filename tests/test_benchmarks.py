@@ -111,7 +111,7 @@ def test_the_door_refuses_a_benchmark_that_is_not_there(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "benchmark.py: optimisers: no such benchmark (nearest: 'optimizers'); "
-        "allowed are trainer, optimizers, memory, peers\n"
+        "allowed are trainer, optimizers, memory, peers, loss, sweep\n"
     )
 
 

@@ -156,9 +156,9 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "scale": "laptop",
         "seed": 0,
         "model": [
-            *("activation", "attn_softcap", "family", "ffn_bias", "ffn_factor", "head_dim", "hidden_size"),
-            *("logit_softcap", "norm_scale_plus_one", "num_attention_heads", "num_hidden_layers", "output_bias"),
-            "per_dim_scale",
+            *("activation", "attn_softcap", "embedding_size", "family", "ffn_bias", "ffn_factor", "head_dim"),
+            *("hidden_size", "logit_softcap", "norm_scale_plus_one", "num_attention_heads", "num_hidden_layers"),
+            *("output_bias", "per_dim_scale", "shrink"),
         ],
         "dataset": ["name", "tokenizer", "validation_fraction", "vocab_size"],
         "optimizer": ["betas", "eps", "groups", "lr", "name"],
@@ -169,8 +169,8 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "telemetry": ["every"],
         "tracker": ["group", "name", "project"],
         "machine": [
-            *("checkpoint_seconds", "compile", "data", "device", "log_every", "micro_batch_size", "progress", "runs"),
-            "threads",
+            *("activation_checkpointing", "attention", "checkpoint_seconds", "compile", "data", "device", "log_every"),
+            *("micro_batch_size", "progress", "runs", "threads"),
         ],
     }  # fmt: skip
 
@@ -292,6 +292,12 @@ BAD = {
     ("model.head_dim=null", "model.num_attention_heads=5"): ["num_attention_heads=5", "hidden_size=24", "1, 2, 3, 4"],
     ("model.head_dim=15",): ["model.head_dim=15", "even"],
     ("model.head_dim=null", "model.num_attention_heads=24"): ["model.head_dim=1", "even"],
+    ("model.shrink=5",): ["model.shrink=5", "every width", "1, 2, 3, 6"],
+    ("model.shrink=0",): ["model.shrink=0", "whole numbers from 1"],
+    ("model=qwen3_600m", "model.num_key_value_heads=3"): ["num_key_value_heads=3", "num_attention_heads=16", "1, 2, 4"],
+    ("model=gpt2", "training.seq_len=1025"): ["training.seq_len=1025", "model.positions=1024"],
+    ("model=olmo_1b", "model.num_attention_heads=3"): ["num_attention_heads=3", "hidden_size=2048", "1, 2, 4"],
+    ("machine.attention=flash",): ["machine.attention=flash", "auto, eager, sdpa, flex_attention"],
     ("machine.micro_batch_size=3",): ["machine.micro_batch_size=3", "training.batch_size=4", "1, 2, 4"],
     ("schedule=wsd", "schedule.warmup=0.9"): ["schedule.decay_fraction=0.2", "schedule.warmup=0.9", "at most 0.1"],
     ("schedule=constant", "schedule.end_factor=0.1"): ["schedule.end_factor=0.1", "from 1 to 1"],

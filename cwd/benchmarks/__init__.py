@@ -2,4 +2,11 @@
 door.
 """
 
-BENCHMARKS = ("trainer", "optimizers", "memory", "peers", "sweep")  # modules of this package with a ``main(arguments)``
+BENCHMARKS = (  # modules of this package with a ``main(arguments)``
+    "trainer",
+    "optimizers",
+    "memory",
+    "peers",
+    "loss",
+    "sweep",
+)

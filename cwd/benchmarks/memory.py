@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,6 +85,24 @@ def _peak_on_cpu(make: Make, shapes: Shapes) -> int:
         load = _before_the_last_step(make, shapes)
         with record_function(MEASURED):
             load.step()
+    return _highest(profiler) - load.held_bytes()
+
+
+def peak_of(action: Callable[[], None]) -> int:
+    """The most bytes that are allocated at any time of `action` beyond those before it."""
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        action()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, record_function(MEASURED):
+        action()
+    return _highest(profiler)
+
+
+def _highest(profiler: Any) -> int:
+    """The most bytes during what was marked as measured, of those that were allocated since the profiler began."""
     events = list(_events(profiler.profiler.kineto_results.experimental_event_tree()))
     step = next(event for event in events if event.name == MEASURED)
     changes = [(e.start_time_ns, e.extra_fields.alloc_size) for e in events if e.tag.name == "Allocation"]
@@ -93,7 +111,7 @@ def _peak_on_cpu(make: Make, shapes: Shapes) -> int:
         if step.start_time_ns <= when <= step.end_time_ns:
             level += size
             highest = max(highest, level)
-    return highest - load.held_bytes()
+    return highest
 
 
 def _peak_on_gpu(make: Make, shapes: Shapes) -> int:

@@ -31,6 +31,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 
+from cwd.models.loss import TokenLosses, linear_cross_entropy, softcap
+
 # 1 / softplus(0) = 1 / ln 2, with the digits of google-deepmind/simply.
 INVERSE_SOFTPLUS_ZERO = 1.442695041
 
@@ -102,11 +104,6 @@ class SimplyConfig(PreTrainedConfig):
 
 def _is_positive(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value < math.inf
-
-
-def softcap(x: Tensor, cap: float | None) -> Tensor:
-    """`cap * tanh(x / cap)`, in the dtype of `x`; `x` itself where `cap` is None."""
-    return x if cap is None else torch.tanh(x / cap) * cap
 
 
 def default_positions(x: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None) -> Tensor:
@@ -301,8 +298,9 @@ class SimplyForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        targets: Tensor | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | TokenLosses:
         """Next-token logits, float32 (B, T, V) after the soft-cap, and the mean cross-entropy where `labels` are given.
 
         Args:
@@ -313,6 +311,8 @@ class SimplyForCausalLM(PreTrainedModel, GenerationMixin):
             past_key_values: keys and values of the tokens before; a new `DynamicCache` where `use_cache` is true.
             labels: int64 (B, T), unshifted: `labels[:, t]` is compared with the logits at t - 1. -100 is left out.
             logits_to_keep: compute logits for this many last positions only; 0 means all.
+            targets: int64 (B, T), the tokens to predict at each position. Their losses come back in place of logits,
+                which are never made for all positions at once.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -325,6 +325,8 @@ class SimplyForCausalLM(PreTrainedModel, GenerationMixin):
         for layer in self.layers:
             x = layer(x, mask, rope, past_key_values=past_key_values)
         x = self.final_norm(x[:, -logits_to_keep:])
+        if targets is not None:
+            return linear_cross_entropy(x, self.lm_head, targets, self.config.logit_softcap)
         logits = softcap(self.lm_head(x), self.config.logit_softcap).float()
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)

@@ -19,15 +19,17 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
         UserError: a group takes a tensor that its rule cannot, or no pattern matches a parameter.
     """
     optimizer, decay = config.optimizer, config.decay
-    patterns = [
-        GroupPattern(group.match, group.rule, group.decay, group.lr_multiple, _hyper(optimizer, group.rule))
-        for group in optimizer.groups
-    ]
     try:
         groups = assign_groups(
-            model.named_parameters(), patterns, lr=optimizer.lr, weight_decay=decay.weight_decay, decay=decay.mode
+            model.named_parameters(),
+            _patterns(config),
+            lr=optimizer.lr,
+            weight_decay=decay.weight_decay,
+            decay=decay.mode,
         )
-        groups = [part for group in groups for part in _scheduled(group, decay, config.training.steps)]
+        groups = [part for group in groups for part in _by_size(group, optimizer)]
+        normalized = [*decay.normalized, *getattr(config.model, "normalized", [])]
+        groups = [part for group in groups for part in _scheduled(group, decay, normalized, config.training.steps)]
         if decay.schedule == "corrected" and not any("lr_max" in group and group["params"] for group in groups):
             raise UserError(f"decay.normalized={decay.normalized}: no parameter that decays has such a name")
         lines = describe_groups(groups)
@@ -39,14 +41,38 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
     return built, lines
 
 
-def _scheduled(group: dict[str, Any], decay: schema.Decay, steps: int) -> list[dict[str, Any]]:
+def _patterns(config: schema.Config) -> list[GroupPattern]:
+    """The configured groups; before them, under Muon, what the model itself says is no hidden matrix."""
+    optimizer = config.optimizer
+    patterns = [
+        GroupPattern(group.match, group.rule, group.decay, group.lr_multiple, _hyper(optimizer, group.rule))
+        for group in optimizer.groups
+    ]
+    beside = getattr(config.model, "beside_muon", []) if isinstance(optimizer, schema.Muon) else []
+    return [GroupPattern(beside, "adamw", hyper=_hyper(optimizer, "adamw")), *patterns] if beside else patterns
+
+
+def _by_size(group: dict[str, Any], optimizer: schema.Optimizer) -> list[dict[str, Any]]:
+    """The group; where Muon has a threshold, its matrices with a longer side as a group of AdamW's, with the same rate
+    and decay (google-deepmind/simply).
+    """
+    threshold = optimizer.dim_threshold if isinstance(optimizer, schema.Muon) else None
+    if threshold is None or group["rule"] != "muon":
+        return [group]
+    large = [(name, p) for name, p in group["params"] if max(p.shape) > threshold]
+    rest = [(name, p) for name, p in group["params"] if max(p.shape) <= threshold]
+    shared = {key: group[key] for key in ("lr", "lr_multiple", "weight_decay", "decay", "param_names")}
+    return [{**group, "params": rest}, {**shared, "params": large, "rule": "adamw", **_hyper(optimizer, "adamw")}]
+
+
+def _scheduled(group: dict[str, Any], decay: schema.Decay, normalized: list[str], steps: int) -> list[dict[str, Any]]:
     """The group with the schedule of lambda; two groups, where the schedule is for a part of it only."""
     if decay.schedule == "constant" or not group["weight_decay"]:
         return [group]
     named = {"decay_schedule": decay.schedule, "decay_steps": steps}
     if decay.schedule != "corrected":
         return [{**group, **named}]
-    inside = [(n, p) for n, p in group["params"] if any(fnmatchcase(n, glob) for glob in decay.normalized)]
+    inside = [(n, p) for n, p in group["params"] if any(fnmatchcase(n, glob) for glob in normalized)]
     rest = [(n, p) for n, p in group["params"] if not any(n == name for name, _ in inside)]
     return [{**group, "params": inside, **named, "lr_max": group["lr"]}, {**group, "params": rest}]
 
