@@ -118,7 +118,7 @@ def test_all_artifacts_together_fit_into_the_time_they_have(scale: str, minutes:
     study = Study(scale, tmp_path)
     runs = all_missing([study.state(name) for name in NAMES])
     ladder = study.ladder
-    own = expand(load_artifact("table10"), ladder, None, dict.fromkeys(OWN, {"multiple": 2.345}))
+    own = expand(load_artifact("table10"), ladder, None, {key: {"multiple": 2.345} for key in OWN})
     extra = sum((p.core_seconds or 0) * len(p.seeds) for p in own if p.coordinates["choice"] == "own")
     assert (sum(cost for _, cost in runs) + extra) / 2 / 60 < minutes
 
