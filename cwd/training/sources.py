@@ -8,12 +8,13 @@ from pathlib import Path
 from cwd import schema
 from cwd.data.batches import evaluation_rows
 from cwd.data.corpora import SPLITS, Corpus, PythonSource, TextFiles
-from cwd.data.tokens import TokenData, prepare
+from cwd.data.prepare import prepare
+from cwd.data.tokens import TokenData
 
 
 def load_tokens(config: schema.Config, say: Callable[[str], None]) -> TokenData:
     """The configured text as token files, prepared if they are not there. Raises UserError as
-    :func:`cwd.data.tokens.prepare`.
+    :func:`cwd.data.prepare.prepare`.
     """
     dataset = config.dataset
     data = prepare(
