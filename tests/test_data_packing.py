@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cwd.data.corpora import divide
-from cwd.data.tokenizers import load_tokenizer, open_tokenizer, train_bpe
+from cwd.data.tokenizers import JsonTokenizer, load_tokenizer, open_tokenizer
 from cwd.errors import UserError
 from tests.data_helpers import REPOSITORY, TEXTS, Memory, ready, ready_from, unicode_text
 
@@ -97,7 +97,8 @@ def test_a_validation_fraction_out_of_range_is_refused(source: Path, tmp_path: P
         ready(source, tmp_path / "data", validation_fraction=fraction)
 
 
-BPE = train_bpe(TEXTS, 300)
+BPE = load_tokenizer("bpe", 300, TEXTS)
+assert isinstance(BPE, JsonTokenizer)
 
 
 @given(texts=st.lists(unicode_text, min_size=1, max_size=4))
@@ -112,7 +113,7 @@ def test_decoding_gives_the_text_back(tokenizer: Any, texts: list[str]) -> None:
 
 def test_bpe_is_deterministic_and_has_no_special_tokens(tmp_path: Path) -> None:
     assert BPE.vocab_size == 300
-    assert train_bpe(TEXTS[::-1], 300).fingerprint() == BPE.fingerprint()
+    assert load_tokenizer("bpe", 300, TEXTS[::-1]).fingerprint() == BPE.fingerprint()
     command = "from tests.test_data_packing import BPE; print(BPE.fingerprint())"
     answer = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert answer.stdout.strip() == BPE.fingerprint()
@@ -126,7 +127,7 @@ def test_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
     held_out = [text for text in texts if text not in train]
     assert len(held_out) == data.manifest["splits"]["validation"]["documents"] >= 9
     kept = [text for text in texts if text in train]
-    assert data.manifest["tokenizer"]["fingerprint"] == train_bpe(kept, 400).fingerprint()
+    assert data.manifest["tokenizer"]["fingerprint"] == load_tokenizer("bpe", 400, kept).fingerprint()
 
 
 def test_a_text_too_small_for_the_vocabulary_is_said(source: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cwd.data.corpora import SPLITS, Corpus, Division, divide, texts
-from cwd.data.tokenizers import Tokenizer, load_tokenizer, tokenizer_files
+from cwd.data.tokenizers import TRAINED, Tokenizer, load_tokenizer, tokenizer_files
 from cwd.data.tokens import (
     FORMAT,
     TokenData,
@@ -52,7 +52,7 @@ def prepare(
     """The corpus as token files: found when they are there and whole, made when not. Safe to call from many processes.
 
     Args:
-        tokenizer, vocab_size: as `load_tokenizer` takes them; "bpe" is trained on the training split.
+        tokenizer, vocab_size: as `load_tokenizer` takes them; one of TRAINED is trained on the training split.
         validation_fraction: the share of the bytes, strictly between 0 and 1, to hold out by whole documents.
         root: where prepared folders live. progress: called with one line for each thing worth telling.
 
@@ -70,7 +70,7 @@ def prepare(
     if data is not None:
         return data
     division = divide(corpus, validation_fraction)
-    loaded = None if tokenizer == "bpe" else load_tokenizer(tokenizer, vocab_size)
+    loaded = None if tokenizer in TRAINED else load_tokenizer(tokenizer, vocab_size, folder=root)
     ids = loaded.fingerprint() if loaded else [tokenizer, vocab_size]  # what is trained follows from the text
     key = hash_of([FORMAT, division.fingerprint, validation_fraction, ids])[:16]
     _make_root(root)
