@@ -37,6 +37,7 @@ GROUPS = (
     "schedule",
     "tracker",
     "scale",
+    "text",
     "tuned",
     "experiment",
     "hydra/launcher",

@@ -28,7 +28,7 @@ from tests.conftest import Ended
 EVIDENCE = ("artifact", "ladder")  # read by cwd.evidence, not by Hydra
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in EVIDENCE)
 IDS = [str(path.relative_to(CONFIGS)) for path in FILES]
-COMPANIONS = {"dataset/text": ["dataset.files=[notes.txt]"]}
+COMPANIONS = {"dataset/text": ["dataset.files=[notes.txt]"], "text/paper_text": ["dataset=text"]}
 SMALL = ["tracker=none", "scale=smoke"]
 
 
