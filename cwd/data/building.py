@@ -102,9 +102,11 @@ def _begin(request: Request, files: list[SourceFile], parts: list[Part], say: Ca
     plan = {"key": request.key, "files": [[file.split, file.name, file.size] for file in files]}
     begun = read_json(work / PLAN)
     if begun is not None and begun["plan"] != plan:
+        then, now = begun["plan"]["files"], plan["files"]
+        changed = next((name for _, name, _ in [one for one in [*then, *now] if one not in then or one not in now]), "")
         raise UserError(
-            f"{work} was begun from {len(begun['plan']['files'])} files, and they are not the {len(files)} of now; "
-            "bring the source back to what it was, or remove that folder to begin again"
+            f"{work} was begun from {len(then)} files, and they are not the {len(now)} of now ({changed}); bring the "
+            "source back to what it was, or remove that folder to begin again"
         )
     if begun is not None and request.tokenizer in TRAINED:
         return open_tokenizer(request.tokenizer, work)
@@ -213,7 +215,8 @@ def _finish(
         if not sum(one["tokens"] for one in shards[split].values()):
             raise UserError(f"the {split} split of {request.corpus.name} has no tokens; more files are needed")
     shutil.rmtree(work / "source", ignore_errors=True)
-    for path in [*(work / "parts").glob("*.lock"), *(work / name for name in (SAMPLED, CHECKED, "manifest.json"))]:
+    left = [*(work / "parts").glob("*.lock"), *work.rglob(".*.tmp")]  # the latter of kills in the middle of a write
+    for path in [*left, *(work / name for name in (SAMPLED, CHECKED, "manifest.json"))]:
         path.unlink(missing_ok=True)
     saved = {path.name: checksum(path) for path in sorted(work.iterdir()) if path.is_file() and path.suffix != ".bin"}
     binary = {

@@ -43,6 +43,8 @@ class Records:
     def __iter__(self) -> Iterator[str]:
         if not self.path.name.endswith(SUFFIXES):
             raise UserError(f"{self.path} is none of the allowed kinds: {', '.join(SUFFIXES)}")
+        if self.path.exists() and not self.path.stat().st_size:
+            raise UserError(f"{self.path} is empty: not even a compressed file of no lines is")
         yield from self._rows() if self.path.name.endswith(".parquet") else self._lines()
 
     def _lines(self) -> Iterator[str]:
@@ -52,7 +54,7 @@ class Records:
                 if number > self.start:
                     where = f"{self.path}, line {number}"
                     yield text_of(decode(line, self.path, where=f"line {number}, "), self.field, where)
-            self._position = raw.tell()
+        self._position = self.path.stat().st_size
 
     def _rows(self) -> Iterator[str]:
         import pyarrow
