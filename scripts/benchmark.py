@@ -8,6 +8,8 @@ memory     peak memory of a step beyond parameters, gradients and state, for eve
            threads=2 rules=adamw,... modes=cautious,... markdown=FILE
 peers      other libraries and styles: whether a step is the paper's, and its time beside ours:
            part=agreement|time rules=adamw,... threads=2 repeats=15 markdown=FILE
+data       text prepared a second by prepare_data.py, against the tokenizer library's own batch encoding of the same
+           texts: processes=2 megabytes=48 repeats=3 tokenizer=bpe_fallback|FILE markdown=FILE
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

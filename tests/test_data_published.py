@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -65,6 +66,21 @@ def test_reading_goes_on_from_any_record(name: str, start: int, tmp_path: Path) 
     records = Records(tmp_path / file, "text", start)
     assert list(records) == texts(file)[start:]
     assert start >= 30 or records.position == (tmp_path / file).stat().st_size
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_how_far_a_file_is_read_is_known_while_it_is_read_and_after(name: str, tmp_path: Path) -> None:
+    write, record, [file, *_], _ = FILES[name]
+    draw = random.Random(0)
+    write(tmp_path / file, (record(draw.randbytes(1000).hex()) for _ in range(3000)))
+    records, size = Records(tmp_path / file, "text"), (tmp_path / file).stat().st_size
+    reading = iter(records)
+    for _ in range(1500):
+        next(reading)
+    assert records.position / size == pytest.approx(0.5, abs=0.3)
+    before = records.position
+    reading.close()  # type: ignore[attr-defined]
+    assert records.position == before
 
 
 def test_files_may_lie_in_one_folder_and_be_only_some(tmp_path: Path) -> None:

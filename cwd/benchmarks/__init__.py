@@ -2,4 +2,4 @@
 door.
 """
 
-BENCHMARKS = ("trainer", "optimizers", "memory", "peers")  # modules of this package with a ``main(arguments)``
+BENCHMARKS = ("trainer", "optimizers", "memory", "peers", "data")  # modules of this package with a ``main(arguments)``

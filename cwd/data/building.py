@@ -26,7 +26,7 @@ from cwd.data.tokens import CHECKED, FORMAT, TokenData, checksum, dtype_for, loc
 from cwd.errors import UserError
 from cwd.files import read_json, sync, write_json
 
-SAMPLE = 4_000_000  # characters tokenised to tell size and time
+SAMPLE = 2_000_000  # characters tokenised to tell size and time
 PLAN, SAMPLED = "parts/plan.json", "sample.json"
 TRAINING_TEXT = 500_000_000  # characters that a vocabulary is trained on
 Show = Callable[[int, int], None]

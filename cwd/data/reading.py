@@ -32,13 +32,7 @@ class Records:
 
     def __init__(self, path: Path, field: str, start: int = 0) -> None:
         self.path, self.field, self.start = path, field, start
-        self._raw: BinaryIO | None = None
-        self._position = 0
-
-    @property
-    def position(self) -> int:
-        """How many of the file's bytes have been read; only as exact as buffers allow."""
-        return self._raw.tell() if self._raw and not self._raw.closed else self._position
+        self.position = 0  # how many of the file's bytes have been read; only as exact as buffers allow
 
     def __iter__(self) -> Iterator[str]:
         if not self.path.name.endswith(SUFFIXES):
@@ -49,12 +43,12 @@ class Records:
 
     def _lines(self) -> Iterator[str]:
         with _open(self.path) as raw:
-            self._raw = raw
             for number, line in enumerate(_numbered(self.path, decompressed(self.path, raw)), 1):
                 if number > self.start:
+                    self.position = self.position if raw.closed else raw.tell()  # pyarrow closes what it has read
                     where = f"{self.path}, line {number}"
                     yield text_of(decode(line, self.path, where=f"line {number}, "), self.field, where)
-        self._position = self.path.stat().st_size
+        self.position = self.path.stat().st_size
 
     def _rows(self) -> Iterator[str]:
         import pyarrow
@@ -77,7 +71,7 @@ class Records:
                 for batch in file.iter_batches(ROWS, row_groups=[group], columns=[self.field]):
                     for value in batch.column(0):
                         number += 1
-                        self._position = size * number // total
+                        self.position = size * number // total
                         if number > self.start:
                             yield _checked(value.as_py(), self.field, f"{self.path}, row {number}", "each row must be")
             first += rows
