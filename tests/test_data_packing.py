@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwd.data.corpora import divide
+from cwd.data.corpora import PythonSource, divide
 from cwd.data.tokenizers import JsonTokenizer, load_tokenizer, open_tokenizer
 from cwd.errors import UserError
 from tests.data_helpers import REPOSITORY, TEXTS, Memory, ready, ready_from, unicode_text
@@ -82,6 +84,20 @@ def test_the_result_depends_on_content_and_not_on_names_paths_or_order(source: P
     assert one.folder.name == two.folder.name
     assert two.manifest["duplicates_removed"] == 5
     assert two.tokens("train").dtype == np.uint16
+
+
+def test_fingerprints_are_what_they_were_when_runs_were_first_recorded(tmp_path: Path) -> None:
+    """They are part of every run's key: another value would lose every recorded run."""
+    assert ready_from(Memory(TEXTS), tmp_path).fingerprint == "3352fd1bd9ac37ed"
+    corpus = PythonSource()
+    data = ready_from(corpus, tmp_path, validation_fraction=0.05)
+    documents = {_sha(" ".join(document.text.split())): document.text for document in corpus.documents()}
+    order = [documents[digest].encode() for digest in sorted(documents)]
+    reached, total = list(accumulate(map(len, order))), sum(map(len, order))
+    cut = next(number for number, size in enumerate(reached, 1) if size >= 0.05 * total)
+    digests = [hashlib.sha256(b"".join(part)).hexdigest() for part in (order[cut:], order[:cut])]
+    expected = hashlib.sha256(json.dumps(["bytes", *digests], sort_keys=True).encode()).hexdigest()[:16]
+    assert data.fingerprint == expected
 
 
 def test_what_changes_the_ids_changes_the_fingerprint(source: Path, tmp_path: Path) -> None:

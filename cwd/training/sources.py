@@ -29,7 +29,7 @@ def load_tokens(config: schema.Config, say: Callable[[str], None]) -> TokenData:
     """
     dataset = config.dataset
     if isinstance(dataset, schema.Published):
-        data = find_set(_request(config, dataset), _command(config))
+        data = find_set(request_of(config, dataset), _command(config))
     else:
         data = prepare(
             _corpus(dataset),
@@ -53,7 +53,7 @@ def prepare_tokens(config: schema.Config, processes: int | None, say: Callable[[
     dataset = config.dataset
     if not isinstance(dataset, schema.Published):
         return load_tokens(config, say)
-    return prepare_set(_request(config, dataset), source=dataset.source, processes=processes, say=say, show=show)
+    return prepare_set(request_of(config, dataset), source=dataset.source, processes=processes, say=say, show=show)
 
 
 def _corpus(dataset: schema.Dataset) -> Corpus:
@@ -62,7 +62,8 @@ def _corpus(dataset: schema.Dataset) -> Corpus:
     return PythonSource()
 
 
-def _request(config: schema.Config, dataset: schema.Published) -> Request:
+def request_of(config: schema.Config, dataset: schema.Published) -> Request:
+    """Which prepared set a configuration asks for."""
     names = ("name", "repository", "revision", "train", "validation", "urls", "field", "shards")
     return Request(
         Published(**{name: getattr(dataset, name) for name in names}),
