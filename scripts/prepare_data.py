@@ -34,7 +34,11 @@ class Shown:
             self._bar.update(self._task, completed=done, total=total)
         elif time.monotonic() - self._printed > LINE_SECONDS:
             self._printed = time.monotonic()
-            print(f"data: {100 * done / total:.1f}% of the source", flush=True)
+            self.say(f"data: {100 * done / total:.1f}% of the source")
+
+    def say(self, line: str) -> None:
+        """Prints a line, at once."""
+        print(line, flush=True)
 
     def _open(self) -> None:
         from rich import progress
@@ -65,11 +69,11 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     shown = Shown()
     try:
-        data = prepare_tokens(compose_config(arguments.overrides), arguments.processes, print, shown)
+        data = prepare_tokens(compose_config(arguments.overrides), arguments.processes, shown.say, shown)
     finally:
         shown.close()
     counts = ", ".join(f"{data.manifest['splits'][split]['tokens']:,} {split}" for split in data.manifest["splits"])
-    print(f"data: {counts} tokens in {data.folder}, fingerprint {data.fingerprint}")
+    shown.say(f"data: {counts} tokens in {data.folder}, fingerprint {data.fingerprint}")
 
 
 if __name__ == "__main__":
