@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import hashlib
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -21,7 +19,6 @@ import pytest
 from cwd.data import building, tokens
 from cwd.data.packing import is_held_out
 from cwd.data.published import Published, local_files
-from cwd.data.reading import Records
 from cwd.data.sets import find_set
 from cwd.errors import UserError
 from tests.data_helpers import REPOSITORY
@@ -56,31 +53,6 @@ def held_out(text: str, fraction: float) -> bool:
 def test_documents_that_differ_in_whitespace_alone_are_on_the_same_side() -> None:
     for i in range(200):
         assert is_held_out(f"a {i}", 0.3) == is_held_out(f" a\t{i}\n\n", 0.3) == held_out(f"a {i}", 0.3)
-
-
-@pytest.mark.parametrize("name", CORPORA)
-@pytest.mark.parametrize("start", [0, 1, 7, 13, 29, 30, 40])
-def test_reading_goes_on_from_any_record(name: str, start: int, tmp_path: Path) -> None:
-    write_corpus(name, tmp_path)
-    file = FILES[name][2][0]
-    records = Records(tmp_path / file, "text", start)
-    assert list(records) == texts(file)[start:]
-    assert start >= 30 or records.position == (tmp_path / file).stat().st_size
-
-
-@pytest.mark.parametrize("name", CORPORA)
-def test_how_far_a_file_is_read_is_known_while_it_is_read_and_after(name: str, tmp_path: Path) -> None:
-    write, record, [file, *_], _ = FILES[name]
-    draw = random.Random(0)
-    write(tmp_path / file, (record(draw.randbytes(1000).hex()) for _ in range(3000)))
-    records, size = Records(tmp_path / file, "text"), (tmp_path / file).stat().st_size
-    reading = iter(records)
-    for _ in range(1500):
-        next(reading)
-    assert records.position / size == pytest.approx(0.5, abs=0.3)
-    before = records.position
-    reading.close()  # type: ignore[attr-defined]
-    assert records.position == before
 
 
 def test_files_may_lie_in_one_folder_and_be_only_some(tmp_path: Path) -> None:
@@ -221,51 +193,6 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(tmp_path: Path, monkey
     assert told == pytest.approx(found, rel=0.3)
 
 
-def lines(path: Path, *content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(line + "\n" for line in content)
-
-
-GOOD = '{"text": "good", "url": "x"}'
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"text": "cut', r"00000\.json\.gz, line 2 is not JSON"),
-        ("[1]", r"line 2 is not a JSON object"),
-        ('{"txt": "a"}', r"line 2 lacks the field 'text' \(nearest: 'txt'\).*set dataset\.field"),
-        ('{"text": 3}', r"line 2: the field 'text' is 3"),
-        ('{"text": "\\ud800"}', r"line 2: .*surrogate"),
-        ("\udcff", r"line 2, byte 0 is not UTF-8"),
-    ],
-)
-def test_a_bad_line_is_named_with_its_file(line: str, message: str, tmp_path: Path) -> None:
-    lines(tmp_path / "c4-train.00000.json.gz", GOOD, line, GOOD)
-    with pytest.raises(UserError, match=message) as caught:
-        list(Records(tmp_path / "c4-train.00000.json.gz", "text"))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", CORPORA)
-def test_a_cut_or_empty_file_is_named(name: str, tmp_path: Path) -> None:
-    write_corpus(name, tmp_path)
-    path = tmp_path / FILES[name][2][0]
-    whole = path.read_bytes()
-    for kept in (len(whole) // 2, 0):
-        path.write_bytes(whole[:kept])
-        with pytest.raises(UserError, match=rf"{path.name}.* (cannot be read|is empty)") as caught:
-            list(Records(path, "text"))
-        assert "\n" not in str(caught.value)
-
-
-def test_a_parquet_file_without_the_column_is_told(tmp_path: Path) -> None:
-    write_corpus("fineweb_edu", tmp_path)
-    with pytest.raises(UserError, match=r"lacks the column 'texts' \(nearest: 'text'\)"):
-        list(Records(tmp_path / FILES["fineweb_edu"][2][0], "texts"))
-
-
 def test_a_source_without_the_files_is_told(tmp_path: Path) -> None:
     for source, message in ((tmp_path, "holds no train file of c4"), (tmp_path / "none", "no such folder")):
         with pytest.raises(UserError, match=message):
@@ -369,6 +296,16 @@ def test_a_vocabulary_is_trained_once_and_a_resumed_preparation_keeps_it(
         data = prepared(request, tmp_path / "source")
     text = "".join(text for text in texts(FILES["dolma"][2][0]) if text.strip() and not held_out(text, 0.2))
     assert data.tokenizer().decode(data.tokens("train")[0:100_000]).startswith(text)
+
+
+def test_a_damaged_vocabulary_is_trained_again(tmp_path: Path) -> None:
+    write_corpus("dolma", tmp_path / "source")
+    request = request_for(CORPORA["dolma"], tmp_path / "data", tokenizer="bpe", vocab_size=300)
+    good = content(prepared(request, tmp_path / "source").folder)
+    for damage in ("{", (request.folder / "tokenizer.json").read_text().replace('"!"', '"~!"', 1)):
+        (request.folder / "tokenizer.json").write_text(damage)
+        prepared(request, tmp_path / "source")
+        assert content(request.folder) == good
 
 
 def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,10 @@ def _begin(request: Request, files: list[SourceFile], parts: list[Part], say: Ca
             "source back to what it was, or remove that folder to begin again"
         )
     if begun is not None and request.tokenizer in TRAINED:
-        return open_tokenizer(request.tokenizer, work)
+        with suppress(UserError):  # it is damaged: trained again
+            tokenizer = open_tokenizer(request.tokenizer, work)
+            if tokenizer.fingerprint() == begun["tokenizer"]:
+                return tokenizer
     texts = _training_text(request, parts) if request.tokenizer in TRAINED else None
     if texts is not None:
         say(f"data: training {request.tokenizer} with {request.vocab_size} ids on the first texts")
