@@ -210,8 +210,7 @@ def _finish(
     work: Path,
 ) -> None:
     """Writes the manifest, and leaves nothing in the folder but what it names and parts/."""
-    dtype = dtype_for(tokenizer.vocab_size)
-    shards: dict[str, dict[str, Any]] = {split: {} for split in SPLITS}
+    shards: dict[str, Counts] = {split: {} for split in SPLITS}
     for part, found in zip(parts, counts, strict=True):
         for split in part.splits:
             shards[split][part.shard(split)] = found[split]
@@ -222,13 +221,23 @@ def _finish(
     left = [*(work / "parts").glob("*.lock"), *work.rglob(".*.tmp")]  # the latter of kills in the middle of a write
     for path in [*left, *(work / name for name in (SAMPLED, CHECKED, "manifest.json"))]:
         path.unlink(missing_ok=True)
-    saved = {path.name: checksum(path) for path in sorted(work.iterdir()) if path.is_file() and path.suffix != ".bin"}
+    write_manifest(work, _manifest(request, files, shards, tokenizer, work))
+    for path in [*(path for path in work.iterdir() if path.is_file() and path.suffix != ".bin"), work]:
+        sync(path)
+
+
+def _manifest(
+    request: Request, files: list[SourceFile], shards: dict[str, Counts], tokenizer: Tokenizer, work: Path
+) -> dict[str, Any]:
+    """What the folder holds. `shards`: of each split, by name and in order, what `pack` returned of each."""
+    dtype = dtype_for(tokenizer.vocab_size)
     binary = {
         name: {"size": one["tokens"] * int(dtype[-1]), "sha256": one["sha256"]}
         for split in SPLITS
         for name, one in shards[split].items()
     }
-    manifest = {
+    saved = {path.name: checksum(path) for path in sorted(work.iterdir()) if path.is_file() and path.suffix != ".bin"}
+    return {
         "format": FORMAT,
         "key": request.key,
         "request": request.content,
@@ -245,9 +254,6 @@ def _finish(
         },
         "files": {**binary, **saved},
     }
-    write_manifest(work, manifest)
-    for path in [*(path for path in work.iterdir() if path.is_file() and path.suffix != ".bin"), work]:
-        sync(path)
 
 
 def _make(folder: Path) -> None:
