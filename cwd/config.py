@@ -15,7 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from cwd.errors import UserError, nearest
-from cwd.schema import GPT2, SELECTORS, VARIANTS, WSD, Config, Dataset, Group, Language, Optimizer, Qwen3, Simply, Text
+from cwd.schema import (
+    GPT2,
+    SELECTORS,
+    TRAINED_TOKENIZERS,
+    VARIANTS,
+    WSD,
+    Config,
+    Dataset,
+    Group,
+    Language,
+    Optimizer,
+    Qwen3,
+    Simply,
+    Text,
+)
 
 NOT_IDENTITY = tuple(item.name for item in fields(Config) if item.metadata.get("apart"))
 KINDS = {
@@ -265,10 +279,10 @@ def _check_language(model: Language, seq_len: int) -> None:
 
 
 def _check_dataset(dataset: Dataset) -> None:
-    if (dataset.tokenizer == "bpe") != (dataset.vocab_size is not None):
+    if (dataset.tokenizer in TRAINED_TOKENIZERS) != (dataset.vocab_size is not None):
         raise UserError(
-            f"dataset.vocab_size={_shown(dataset.vocab_size)}: give it with dataset.tokenizer=bpe and only then "
-            f"(dataset.tokenizer={dataset.tokenizer})"
+            f"dataset.vocab_size={_shown(dataset.vocab_size)}: give it with dataset.tokenizer=bpe or bpe_fallback and "
+            f"only then (dataset.tokenizer={dataset.tokenizer})"
         )
     if isinstance(dataset, Text) and not dataset.files:
         raise UserError("dataset.files=[]: name at least one file, folder or glob, as in dataset.files=[notes.txt]")

@@ -14,6 +14,8 @@ RULES = ("adamw", "lion", "muon", "sgd")
 DECAY_SCHEDULES = ("constant", "corrected", "linear", "cosine")
 MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product", "opposite", "scaled", "spd")
 
+TRAINED_TOKENIZERS = ("bpe", "bpe_fallback")
+
 
 def number(
     default: Any = "???", *, low: float = -math.inf, high: float = math.inf, above: bool = False, below: bool = False
@@ -126,8 +128,8 @@ class Dataset:
     """What every dataset has; `name` picks the source."""
 
     name: str = "???"
-    tokenizer: str = "bytes"  # bytes, bpe, or any Hugging Face tokenizer by name or path
-    vocab_size: int | None = number(None, low=257)  # of a bpe
+    tokenizer: str = "bytes"  # see cwd.data.tokenizers
+    vocab_size: int | None = number(None, low=257)  # of a bpe or bpe_fallback
     validation_fraction: float = number(0.05, low=0, high=0.5, above=True)
 
 
@@ -146,6 +148,50 @@ class Text(Dataset):
     files: list[str] = apart([])  # the data's fingerprint says what they hold
     field: str = "text"  # of a .jsonl object
     separator: str | None = None  # splits a .txt or .md file into documents
+
+
+@dataclass
+class Published(Dataset):
+    """A corpus that its authors publish, prepared beforehand; see cwd.data.published for what the files are."""
+
+    repository: str = "???"
+    revision: str = "???"
+    train: str = "???"
+    validation: str | None = None  # none: validation_fraction is held out
+    urls: str | None = None
+    field: str = "text"
+    shards: int | None = number(None, low=1)  # training files used; none: all
+    source: str | None = apart(None)  # a local folder of the files, to prepare from; none: the hub
+    folder: str | None = apart(None)  # of the prepared set; none: below machine.data
+    tokenizer_file: str | None = apart(None)  # of a tokenizer that is known by its content
+
+
+@dataclass
+class C4(Published):
+    """The paper's main corpus."""
+
+    name: str = choice("c4", of=("c4",))
+
+
+@dataclass
+class Dolma(Published):
+    """OLMo's corpus (Table 2)."""
+
+    name: str = choice("dolma", of=("dolma",))
+
+
+@dataclass
+class Pile(Published):
+    """Figure 7's corpus."""
+
+    name: str = choice("pile", of=("pile",))
+
+
+@dataclass
+class FineWebEdu(Published):
+    """In the place of Dolma."""
+
+    name: str = choice("fineweb_edu", of=("fineweb_edu",))
 
 
 @dataclass
@@ -331,7 +377,14 @@ class Config:
 VARIANTS: dict[str, dict[str, type]] = {
     "model": {"simply": Simply, "olmo": Olmo, "qwen3": Qwen3, "gpt2": GPT2},
     "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
-    "dataset": {"python_source": PythonSource, "text": Text},
+    "dataset": {
+        "python_source": PythonSource,
+        "text": Text,
+        "c4": C4,
+        "dolma": Dolma,
+        "pile": Pile,
+        "fineweb_edu": FineWebEdu,
+    },
     "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
 }
 SELECTORS = {section: "family" if section == "model" else "name" for section in VARIANTS}  # the key that picks

@@ -13,6 +13,8 @@ sweep      seconds of a sweep of 6 arms, against the same runs as processes one 
 loss       peak memory and seconds of the language models' loss and its gradients, by chunks of tokens and all logits at
            once: batch=4 length=2048 classes=100864 width=64 precision=fp32|bf16 ways=chunks,whole threads=2
            markdown=FILE
+data       text prepared a second by prepare_data.py, against the tokenizer library's own batch encoding of the same
+           texts: processes=2 megabytes=48 repeats=3 tokenizer=bpe_fallback|FILE markdown=FILE
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from cwd.data.corpora import Document, TextFiles
-from cwd.data.tokens import TokenData, prepare
+from cwd.data.prepare import prepare
+from cwd.data.tokens import TokenData
 from cwd.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cwd.data.corpora import divide
-from cwd.data.tokenizers import load_tokenizer, open_tokenizer, train_bpe
+from cwd.data.corpora import PythonSource, divide
+from cwd.data.tokenizers import JsonTokenizer, load_tokenizer, open_tokenizer
 from cwd.errors import UserError
 from tests.data_helpers import REPOSITORY, TEXTS, Memory, ready, ready_from, unicode_text
 
@@ -84,6 +86,20 @@ def test_the_result_depends_on_content_and_not_on_names_paths_or_order(source: P
     assert two.tokens("train").dtype == np.uint16
 
 
+def test_fingerprints_are_what_they_were_when_runs_were_first_recorded(tmp_path: Path) -> None:
+    """They are part of every run's key: another value would lose every recorded run."""
+    assert ready_from(Memory(TEXTS), tmp_path).fingerprint == "3352fd1bd9ac37ed"
+    corpus = PythonSource()
+    data = ready_from(corpus, tmp_path, validation_fraction=0.05)
+    documents = {_sha(" ".join(document.text.split())): document.text for document in corpus.documents()}
+    order = [documents[digest].encode() for digest in sorted(documents)]
+    reached, total = list(accumulate(map(len, order))), sum(map(len, order))
+    cut = next(number for number, size in enumerate(reached, 1) if size >= 0.05 * total)
+    digests = [hashlib.sha256(b"".join(part)).hexdigest() for part in (order[cut:], order[:cut])]
+    expected = hashlib.sha256(json.dumps(["bytes", *digests], sort_keys=True).encode()).hexdigest()[:16]
+    assert data.fingerprint == expected
+
+
 def test_what_changes_the_ids_changes_the_fingerprint(source: Path, tmp_path: Path) -> None:
     changes: list[dict[str, Any]] = [{}, {"validation_fraction": 0.4}]
     changes += [{"tokenizer": "bpe", "vocab_size": size} for size in (280, 290)]
@@ -97,7 +113,8 @@ def test_a_validation_fraction_out_of_range_is_refused(source: Path, tmp_path: P
         ready(source, tmp_path / "data", validation_fraction=fraction)
 
 
-BPE = train_bpe(TEXTS, 300)
+BPE = load_tokenizer("bpe", 300, TEXTS)
+assert isinstance(BPE, JsonTokenizer)
 
 
 @given(texts=st.lists(unicode_text, min_size=1, max_size=4))
@@ -112,7 +129,7 @@ def test_decoding_gives_the_text_back(tokenizer: Any, texts: list[str]) -> None:
 
 def test_bpe_is_deterministic_and_has_no_special_tokens(tmp_path: Path) -> None:
     assert BPE.vocab_size == 300
-    assert train_bpe(TEXTS[::-1], 300).fingerprint() == BPE.fingerprint()
+    assert load_tokenizer("bpe", 300, TEXTS[::-1]).fingerprint() == BPE.fingerprint()
     command = "from tests.test_data_packing import BPE; print(BPE.fingerprint())"
     answer = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert answer.stdout.strip() == BPE.fingerprint()
@@ -126,7 +143,7 @@ def test_bpe_is_trained_on_the_training_split_only(tmp_path: Path) -> None:
     held_out = [text for text in texts if text not in train]
     assert len(held_out) == data.manifest["splits"]["validation"]["documents"] >= 9
     kept = [text for text in texts if text in train]
-    assert data.manifest["tokenizer"]["fingerprint"] == train_bpe(kept, 400).fingerprint()
+    assert data.manifest["tokenizer"]["fingerprint"] == load_tokenizer("bpe", 400, kept).fingerprint()
 
 
 def test_a_text_too_small_for_the_vocabulary_is_said(source: Path, tmp_path: Path) -> None:

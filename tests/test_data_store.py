@@ -108,7 +108,7 @@ import os, signal, sys
 from pathlib import Path
 source, root, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
 from cwd.data.corpora import TextFiles
-from cwd.data.tokens import prepare
+from cwd.data.prepare import prepare
 seen = 0
 def watch(event, arguments):
     global seen

@@ -9,4 +9,5 @@ BENCHMARKS = (  # modules of this package with a ``main(arguments)``
     "peers",
     "loss",
     "sweep",
+    "data",
 )

@@ -1,27 +1,36 @@
 """A batch is a pure function of (data, seed, step).
 
-The token file is cut in N = len // seq_len rows. Epoch e visits all of them in an order drawn from the counter-based
-generator keyed by (seed, e), and sample number i of a run, counted from its first batch, is row i % N of epoch i // N.
-There is no loader and so no loader state: a resumed run, another number of processes and the other arm of a comparison
-see the same batches.
+The tokens of a split are cut in N = len // seq_len rows. Epoch e visits all of them in an order drawn from the
+counter-based generator keyed by (seed, e) (cwd.data.orders), and sample number i of a run, counted from its first
+batch, is row i % N of epoch i // N. There is no loader and so no loader state: a resumed run, another number of
+processes and the other arm of a comparison see the same batches.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
+from cwd.data.orders import visited
 from cwd.errors import UserError
 
 
-def rows(
-    tokens: np.ndarray, *, seed: int, step: int, batch_size: int, seq_len: int, split: str = "train"
-) -> np.ndarray:
+class Tokens(Protocol):
+    """A sequence of ids: an array, or what several shards hold (cwd.data.tokens.TokenShards)."""
+
+    def __len__(self) -> int:
+        """How many ids."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        """Some of them, (stop - start,)."""
+
+
+def rows(tokens: Tokens, *, seed: int, step: int, batch_size: int, seq_len: int, split: str = "train") -> np.ndarray:
     """The batch of one step. A process of many takes its slice of it.
 
     Args:
-        tokens: (length,) unsigned integers, usually a memmap: only the rows of the batch are read.
+        tokens: (length,) unsigned integers, usually mapped from files: only the rows of the batch are read.
         seed: 0 to 2**64 - 1. step: from 0. split: what messages call `tokens`.
 
     Returns:
@@ -34,29 +43,16 @@ def rows(
         raise UserError(f"seed must be from 0 to 2**64 - 1; got {seed}")
     if step < 0 or batch_size < 1:
         raise UserError(f"step must be at least 0 and batch_size at least 1; got {step} and {batch_size}")
-    table = _table(tokens, seq_len, split)
-    count = len(table)
+    count = _count(tokens, seq_len, split)
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
     chosen = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
-        chosen[inside] = epoch_order(seed, int(epoch), count)[places[inside]]
-    return table[chosen].astype(np.int64)
+        chosen[inside] = visited(seed, int(epoch), count, places[inside])
+    return _picked(tokens, chosen, seq_len)
 
 
-# Two: a batch may need the end of one epoch and the start of the next, and at the paper's size an order takes a
-# gigabyte.
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order in which an epoch visits the rows: a permutation of range(count), (count,) int64, read-only."""
-    # As uint64, because a list with a key of 2**63 or more would pass through float64 and lose its low bits.
-    key = np.array([seed, epoch], dtype=np.uint64)
-    order = np.random.Generator(np.random.Philox(key=key)).permutation(count)
-    order.flags.writeable = False
-    return order
-
-
-def evaluation_rows(tokens: np.ndarray, count: int, seq_len: int, split: str = "validation") -> np.ndarray:
+def evaluation_rows(tokens: Tokens, count: int, seq_len: int, split: str = "validation") -> np.ndarray:
     """A fixed set of distinct rows, evenly spaced over the split, that no seed changes; all rows when there are fewer.
 
     Returns:
@@ -67,9 +63,9 @@ def evaluation_rows(tokens: np.ndarray, count: int, seq_len: int, split: str = "
     """
     if count < 1:
         raise UserError(f"the number of evaluation rows must be at least 1; got {count}")
-    table = _table(tokens, seq_len, split)
-    count = min(count, len(table))
-    return table[np.arange(count) * len(table) // count].astype(np.int64)
+    total = _count(tokens, seq_len, split)
+    count = min(count, total)
+    return _picked(tokens, np.arange(count) * total // count, seq_len)
 
 
 def inputs_and_targets(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,14 +82,18 @@ def inputs_and_targets(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inputs, rows
 
 
-def _table(tokens: np.ndarray, seq_len: int, split: str) -> np.ndarray:
-    """The tokens as (N, seq_len) without reading them; the last incomplete row is left out."""
+def _count(tokens: Tokens, seq_len: int, split: str) -> int:
+    """How many rows there are; the last incomplete one is left out."""
     if seq_len < 1:
         raise UserError(f"seq_len must be at least 1; got {seq_len}")
-    count = len(tokens) // seq_len
-    if count == 0:
+    if len(tokens) < seq_len:
         raise UserError(
             f"the {split} split has {len(tokens)} tokens, fewer than one row of seq_len={seq_len}; "
             "give more text or a smaller seq_len"
         )
-    return tokens[: count * seq_len].reshape(count, seq_len)
+    return len(tokens) // seq_len
+
+
+def _picked(tokens: Tokens, chosen: np.ndarray, seq_len: int) -> np.ndarray:
+    """The rows of these numbers, (len(chosen), seq_len) int64, reading nothing else."""
+    return np.stack([tokens[start : start + seq_len] for start in (chosen * seq_len).tolist()]).astype(np.int64)

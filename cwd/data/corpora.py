@@ -7,13 +7,11 @@ its documents one at a time, and describes itself without naming a path of this 
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import json
 import os
 import sys
 import sysconfig
-import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
+from cwd.data.reading import decode, raw_lines, text_of
 from cwd.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz")
@@ -81,7 +80,7 @@ class PythonSource:
     def documents(self) -> Iterator[Document]:
         """Every document, in a fixed order."""
         for path in self.files():
-            text = _decode(_read(path), path)
+            text = decode(_read(path), path)
             if text.strip():
                 yield Document(path.relative_to(self.folder).as_posix(), text)
 
@@ -126,7 +125,7 @@ class TextFiles:
         return {"kind": "text-files", "field": self.field, "separator": self.separator}
 
     def _pieces(self, path: Path) -> Iterator[Document]:
-        text = _decode(_read(path), path)
+        text = decode(_read(path), path)
         if self.separator is None or _suffix(path) not in SPLITTABLE:
             yield Document(str(path), text)
             return
@@ -135,29 +134,11 @@ class TextFiles:
 
     def _lines(self, path: Path) -> Iterator[Document]:
         offset = 0
-        for number, raw in _raw_lines(path):
-            line = _decode(raw, path, offset, f"line {number}, ")
+        for number, raw in raw_lines(path):
+            line = decode(raw, path, offset, f"line {number}, ")
             offset += len(raw)
             if line.strip():
-                yield Document(f"{path}:{number}", self._field_of(line, f"{path}, line {number}"))
-
-    def _field_of(self, line: str, where: str) -> str:
-        allowed = f"each line must be a JSON object whose field {self.field!r} is a string"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where} is not JSON ({error}); {allowed}") from None
-        if not isinstance(entry, dict):
-            raise UserError(f"{where} is not a JSON object; {allowed}")
-        if self.field not in entry:
-            hint = nearest(self.field, entry) or f" (it has: {', '.join(map(repr, sorted(entry))) or 'no field'})"
-            raise UserError(f"{where} lacks the field {self.field!r}{hint}; {allowed}, or set dataset.field")
-        text = entry[self.field]
-        if not isinstance(text, str):
-            raise UserError(f"{where}: the field {self.field!r} is {json.dumps(text)[:40]}; {allowed}")
-        if any("\ud800" <= character <= "\udfff" for character in text):  # JSON can spell what UTF-8 cannot
-            raise UserError(f"{where}: the field {self.field!r} holds half of a surrogate pair; {allowed}")
-        return text
+                yield Document(f"{path}:{number}", text_of(line, self.field, f"{path}, line {number}"))
 
 
 @dataclass(frozen=True)
@@ -269,23 +250,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a .jsonl or .jsonl.gz file, undecoded, one at a time."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as handle:
-            for number, raw in enumerate(handle, 1):
-                yield number, raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read after line {number}: {error}") from None
-
-
-def _decode(raw: bytes, path: Path, offset: int = 0, where: str = "") -> str:
-    """Strict UTF-8 with line ends as they are: a replaced byte would change the data without a word."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = offset + error.start
-        raise UserError(f"{path}: {where}byte {at} is not UTF-8 ({error.reason}); text must be UTF-8") from None

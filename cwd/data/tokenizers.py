@@ -1,4 +1,4 @@
-"""Text to ids and back: raw bytes, a byte-level BPE trained here, or any Hugging Face tokenizer.
+"""Text to ids and back: raw bytes, a BPE trained here, the paper's own, or any Hugging Face or SentencePiece BPE file.
 
 No tokenizer here adds a special token: the paper packs documents with nothing between them. Nothing heavy is imported
 until a tokenizer that needs it is loaded.
@@ -14,10 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cwd.data.bpe import BYTES, SMALLEST, train_backend
+from cwd.data.sentencepiece import KNOWN, known_file, read_sentencepiece
 from cwd.errors import UserError, nearest
 
-ALLOWED = "allowed: bytes, bpe, the name of a Hugging Face tokenizer, or a folder that holds a tokenizer.json"
-BYTES = 256
+TRAINED = tuple(SMALLEST)
+ALLOWED = (
+    f"allowed: bytes, {', '.join((*TRAINED, *KNOWN))}, the name of a Hugging Face tokenizer, a folder that holds a "
+    "tokenizer.json, or a SentencePiece .model"
+)
 
 
 class Tokenizer(Protocol):
@@ -62,7 +67,7 @@ class ByteTokenizer:
 
 
 class JsonTokenizer:
-    """A tokenizer that is wholly in its tokenizer.json: what `train_bpe` makes, or a file from elsewhere."""
+    """A tokenizer that is wholly in its tokenizer.json: what is trained here, or a file from elsewhere."""
 
     def __init__(self, backend: Any) -> None:
         backend.no_truncation()  # a tokenizer.json may carry both, and either would alter the text's ids
@@ -76,7 +81,7 @@ class JsonTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """An array of ids for each text."""
-        encodings = self.backend.encode_batch(texts, add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)  # no offsets: the same ids sooner
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -127,26 +132,34 @@ class HuggingFaceTokenizer:
         self.backend.save_pretrained(str(folder))
 
 
-def load_tokenizer(spec: str, vocab_size: int | None, train_on: Iterable[str] | None = None) -> Tokenizer:
+def load_tokenizer(
+    spec: str,
+    vocab_size: int | None,
+    train_on: Iterable[str] | None = None,
+    *,
+    file: str | None = None,
+    folder: Path = Path(),
+) -> Tokenizer:
     """The tokenizer a config names.
 
     Args:
-        spec: "bytes", "bpe", the name of a Hugging Face tokenizer, or a path to one (works offline).
-        vocab_size: the size to train "bpe" to, at least 256; elsewhere None, or the size the tokenizer has anyway.
-        train_on: for "bpe", the texts to train on, read once.
+        spec: "bytes", one of TRAINED, one of KNOWN, the name of a Hugging Face tokenizer, or a path to one or to a
+            SentencePiece BPE model (works offline).
+        vocab_size: the size to train to; elsewhere None, or the size the tokenizer has anyway.
+        train_on: for one of TRAINED, the texts to train on, read once.
+        file, folder: for one of KNOWN, where its file is, as :func:`cwd.data.sentencepiece.known_file` takes them.
 
     Raises:
         UserError: the tokenizer cannot be loaded, or the vocabulary cannot have that size.
     """
-    if spec == "bpe":
-        if vocab_size is None or vocab_size < BYTES:
-            raise UserError(
-                f"tokenizer bpe needs a vocab_size of at least {BYTES} (one id for each byte); got {vocab_size}"
-            )
+    if spec in TRAINED:
+        if vocab_size is None or vocab_size < SMALLEST[spec]:
+            raise UserError(f"tokenizer {spec} needs a vocab_size of at least {SMALLEST[spec]}; got {vocab_size}")
         if train_on is None:
-            raise ValueError("tokenizer bpe is trained: it needs texts; use open_tokenizer for one that was saved")
-        return train_bpe(train_on, vocab_size)
-    tokenizer = ByteTokenizer() if spec == "bytes" else _load_hugging_face(spec)
+            raise ValueError(f"tokenizer {spec} is trained: it needs texts; use open_tokenizer for one that was saved")
+        return JsonTokenizer(train_backend(spec, train_on, vocab_size))
+    path = str(known_file(spec, file, folder)) if spec in KNOWN else spec
+    tokenizer = ByteTokenizer() if spec == "bytes" else _load_hugging_face(path)
     if vocab_size not in (None, tokenizer.vocab_size):
         raise UserError(f"tokenizer {spec} has {tokenizer.vocab_size} ids, not {vocab_size}; set vocab_size to null")
     return tokenizer
@@ -157,29 +170,12 @@ def open_tokenizer(spec: str, folder: Path) -> Tokenizer:
     return ByteTokenizer() if spec == "bytes" else _load_hugging_face(str(folder))
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
-    """A byte-level BPE (GPT-2's splitting, no special tokens). Counts alone decide it, so the texts' order does not
-    matter.
-
-    A text with too few distinct pairs gives fewer than `vocab_size` ids.
-    """
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes, so that any text can be encoded
-    backend.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    )
-    return JsonTokenizer(backend)
-
-
 def tokenizer_files(spec: str) -> list[Path]:
-    """The local files a spec reads: when one of them changes, so may the ids. Empty for bytes, bpe and hub names."""
+    """The local files a spec reads: when one of them changes, so may the ids. Empty for what is trained and for
+    hub names.
+    """
     path = Path(spec).expanduser().resolve()
-    if spec in ("bytes", "bpe") or not path.exists():
+    if spec in ("bytes", *TRAINED) or not path.exists():
         return []
     return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
 
@@ -189,18 +185,18 @@ def _load_hugging_face(spec: str) -> JsonTokenizer | HuggingFaceTokenizer:
     try:
         if path.exists():
             return _load_path(path)
-        if spec.startswith(("/", ".", "~")) or spec.endswith(".json"):  # no name on the hub looks like this
+        if spec.startswith(("/", ".", "~")) or spec.endswith((".json", ".model")):  # no name on the hub looks like this
             raise FileNotFoundError("no such file or folder")
         return _load_name(spec)
     except Exception as error:  # the two libraries raise whatever their own dependencies raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        hint = nearest(spec, ["bytes", "bpe"])
+        hint = nearest(spec, ["bytes", *TRAINED, *KNOWN])
         raise UserError(f"tokenizer {spec!r} cannot be loaded: {reason}{hint}; {ALLOWED}") from None
 
 
 def _load_path(path: Path) -> JsonTokenizer | HuggingFaceTokenizer:
     if path.is_file():
-        return _load_json(path)
+        return JsonTokenizer(read_sentencepiece(path)) if path.suffix == ".model" else _load_json(path)
     if (path / "tokenizer_config.json").exists() or (path / "config.json").exists():
         from transformers import AutoTokenizer
 

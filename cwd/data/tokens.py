@@ -1,12 +1,7 @@
-"""The packed token file: documents tokenised, split and concatenated once, then recognised and checked on every open.
+"""Prepared token files: opened, checked against their manifest, and read as one sequence of ids for each split.
 
-    root/<key>/              train.bin, validation.bin, manifest.json, the tokenizer's files; the key hashes the content
-    root/<key>.lock          held while that folder is built; the system drops it however its holder dies
-    root/<key>*.tmp          what is being built; nothing when its lock is free, and then removed
-    root/index-<hash>.json   the size and time of every source file at the last look, and the key they led to
-
-A folder appears by one rename, after its content is on disk, so whatever bears a key was once complete; what happened
-to it since is told by the checksums.
+A small corpus has one file for each split, train.bin and validation.bin; a large one has many shards, listed in order
+in the manifest. Rows are cut from the concatenation, so where one shard ends and the next begins changes no batch.
 """
 
 from __future__ import annotations
@@ -15,25 +10,24 @@ import fcntl
 import hashlib
 import json
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cwd.data.corpora import SPLITS, Corpus, Division, divide, texts
-from cwd.data.tokenizers import Tokenizer, load_tokenizer, open_tokenizer, tokenizer_files
-from cwd.errors import UserError
-from cwd.files import sha256_of, sync
+from cwd.data.corpora import SPLITS
+from cwd.data.tokenizers import Tokenizer, open_tokenizer
+from cwd.files import read_json, sha256_of, write_json
 
 FORMAT = 1
-OURS = re.compile(r"[0-9a-f]{16}(\.old|\.index)?\.tmp")  # the temporary names made here; others are not ours to touch
-BATCH_CHARACTERS = 2_000_000  # text tokenised at a time
-Progress = Callable[[str], None]
+CHECKED = "checked.json"  # what the large files looked like when their checksums were last found right
+LARGE = 2**28  # bytes; smaller files are hashed on every open
+OPEN_SHARDS = 128  # each mapped file holds a descriptor, and a process has about a thousand
 
 
 @dataclass(frozen=True)
@@ -51,16 +45,26 @@ class TokenData:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that depend on the tokens and the tokenizer alone, not on paths or on how they came to be."""
-        files = self.manifest["files"]
-        return _hash(
-            [self.manifest["tokenizer"]["fingerprint"], *(files[f"{split}.bin"]["sha256"] for split in SPLITS)]
-        )[:16]
+        return hash_of([self.manifest["tokenizer"]["fingerprint"], *map(self._digest, SPLITS)])[:16]
 
-    def tokens(self, split: str) -> np.memmap:
-        """The ids of "train" or "validation": (length,) little-endian uint8, uint16 or uint32, read-only."""
+    def _digest(self, split: str) -> str:
+        digests = [self.manifest["files"][name]["sha256"] for name in self.shards(split)]
+        return digests[0] if len(digests) == 1 else hash_of(digests)
+
+    def shards(self, split: str) -> list[str]:
+        """The names of a split's files, in order."""
         if split not in SPLITS:
             raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-        return np.memmap(self.folder / f"{split}.bin", dtype=self.manifest["dtype"], mode="r")
+        return self.manifest["splits"][split].get("shards", [f"{split}.bin"])
+
+    def tokens(self, split: str) -> np.ndarray | TokenShards:
+        """The ids of "train" or "validation": (length,) little-endian uint8, uint16 or uint32, read-only and not in
+        memory. What several shards hold has a length and slices, and nothing else of an array.
+        """
+        paths = [self.folder / name for name in self.shards(split)]
+        if len(paths) == 1:
+            return np.memmap(paths[0], dtype=self.manifest["dtype"], mode="r")
+        return TokenShards(paths, self.manifest["dtype"])
 
     def bytes_per_token(self, split: str) -> float:
         """UTF-8 bytes of text for each token: turns a loss per token into one per byte, which tokenizers share."""
@@ -71,176 +75,114 @@ class TokenData:
         return open_tokenizer(self.manifest["tokenizer"]["spec"], self.folder)
 
 
-def prepare(
-    corpus: Corpus,
-    *,
-    tokenizer: str,
-    vocab_size: int | None,
-    validation_fraction: float,
-    root: Path,
-    progress: Progress,
-) -> TokenData:
-    """The corpus as token files: found when they are there and whole, made when not. Safe to call from many processes.
+class TokenShards:
+    """Several token files as one sequence, mapped as they are needed.
 
     Args:
-        tokenizer, vocab_size: as `load_tokenizer` takes them; "bpe" is trained on the training split.
-        validation_fraction: the share of the bytes, strictly between 0 and 1, to hold out by whole documents.
-        root: where prepared folders live. progress: called with one line for each thing worth telling.
-
-    Raises:
-        UserError: the source, the tokenizer or the fraction is not usable, or `root` cannot be written.
+        paths: the files in order; an empty one adds nothing. dtype: of their ids.
     """
-    if not 0 < validation_fraction < 1:
-        raise UserError(f"validation_fraction must be between 0 and 1, both excluded; got {validation_fraction}")
-    root = Path(root).expanduser().absolute()
-    state = _look([*corpus.files(), *tokenizer_files(tokenizer)])
-    request = [FORMAT, corpus.spec(), tokenizer, vocab_size, validation_fraction, [path for path, _, _ in state]]
-    index = root / f"index-{_hash(request)[:16]}.json"
-    _sweep(root)
-    data = _recall(index, state)
-    if data is not None:
-        return data
-    division = divide(corpus, validation_fraction)
-    loaded = None if tokenizer == "bpe" else load_tokenizer(tokenizer, vocab_size)
-    ids = loaded.fingerprint() if loaded else [tokenizer, vocab_size]  # what is trained follows from the text
-    key = _hash([FORMAT, division.fingerprint, validation_fraction, ids])[:16]
-    _make_root(root)
-    with _lock(root / f"{key}.lock", progress):
-        data, damage = _open(root / key)
-        if data is None:
-            if damage:
-                progress(f"data: {damage}; building it again from the source")
-            loaded = loaded or _train(tokenizer, vocab_size, corpus, division, progress)
-            work = _gone(root / f"{key}.tmp")
-            try:
-                _build(work, corpus, division, loaded, tokenizer, progress)
-            except OSError:  # a full disk: what is half made must not keep it full
-                _gone(work)
-                raise
-            _publish(work, root / key)
-            data, damage = _open(root / key)
-            if data is None:  # a disk that loses data should say so here and not in a loss curve
-                raise UserError(f"{damage} right after it was written; check the disk")
-        # Stated with what was seen before reading: a file that changed meanwhile will not match, and is read again.
-        # Its temporary name is one of this key, which its lock protects.
-        _write(root / f"{key}.index.tmp", [json.dumps({"key": key, "files": state}).encode()])
-        os.replace(root / f"{key}.index.tmp", index)
-    return data
+
+    def __init__(self, paths: list[Path], dtype: str) -> None:
+        self.dtype = np.dtype(dtype)
+        sizes = [path.stat().st_size // self.dtype.itemsize for path in paths]
+        self._paths = [path for path, size in zip(paths, sizes, strict=True) if size]
+        self._ends = np.cumsum([size for size in sizes if size], dtype=np.int64)
+        self._mapped = lru_cache(maxsize=OPEN_SHARDS)(lambda path: np.memmap(path, dtype=self.dtype, mode="r"))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """The ids [start, stop), copied; the step is 1."""
+        start, stop, _ = part.indices(len(self))
+        pieces = [np.empty(0, self.dtype)]
+        for shard in range(int(np.searchsorted(self._ends, start, side="right")), len(self._paths)):
+            first = int(self._ends[shard - 1]) if shard else 0
+            if first >= stop:
+                break
+            pieces.append(self._mapped(self._paths[shard])[max(start - first, 0) : stop - first])
+        return np.concatenate(pieces)
 
 
-def _train(spec: str, vocab_size: int | None, corpus: Corpus, division: Division, progress: Progress) -> Tokenizer:
-    progress(f"data: training {spec} with {vocab_size} ids on {division.bytes['train']:,} bytes")
-    tokenizer = load_tokenizer(spec, vocab_size, (text for _, text in texts(corpus, division.documents["train"])))
-    if tokenizer.vocab_size != vocab_size:
-        progress(f"data: the text has too few distinct pairs: {tokenizer.vocab_size} ids instead of {vocab_size}")
-    return tokenizer
+def open_folder(folder: Path, key: str | None = None) -> tuple[TokenData | None, str]:
+    """The folder's data when every file matches the manifest, or else what is wrong (nothing, when it is not there).
 
+    A file of LARGE bytes or more is hashed once, and again when its size, times or inode are no more what they were.
 
-def _build(work: Path, corpus: Corpus, division: Division, tokenizer: Tokenizer, spec: str, progress: Progress) -> None:
-    """Fill a temporary folder and see it to the disk."""
-    progress(f"data: tokenising {sum(division.bytes.values()):,} bytes with {spec}")
-    size = tokenizer.vocab_size
-    dtype = "<u1" if size <= 2**8 else "<u2" if size <= 2**16 else "<u4"
-    encoded = {
-        digest: ids.astype(dtype)
-        for batch in _batches(texts(corpus, division.documents["train"] + division.documents["validation"]))
-        for digest, ids in zip(batch, tokenizer.encode_batch(list(batch.values())), strict=True)
-    }
-    work.mkdir()
-    splits = {}
-    for split in SPLITS:
-        pieces = [encoded.pop(digest) for digest in division.documents[split]]
-        count = sum(map(len, pieces))
-        if count == 0:
-            raise UserError(f"the {split} split has no tokens: tokenizer {spec} gives none for its text")
-        _write(work / f"{split}.bin", (piece.tobytes() for piece in pieces))
-        splits[split] = {"documents": len(pieces), "tokens": count, "bytes": division.bytes[split]}
-    tokenizer.save(work)
-    manifest = {
-        "format": FORMAT,
-        "key": work.stem,
-        "source": division.fingerprint,
-        "tokenizer": {"spec": spec, "fingerprint": tokenizer.fingerprint()},
-        "vocab_size": size,
-        "dtype": dtype,
-        "splits": splits,
-        "duplicates_removed": division.duplicates,
-        "files": {path.name: _checksum(path) for path in sorted(work.iterdir())},
-    }
-    _write(work / "manifest.json", [json.dumps(manifest | {"checksum": _hash(manifest)}, indent=2).encode()])
-    for path in [*work.iterdir(), work]:
-        sync(path)
-    counts = ", ".join(f"{splits[split]['tokens']:,} {split}" for split in SPLITS)
-    progress(f"data: {counts} tokens in {work.with_suffix('')}")
-
-
-def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[dict[str, str]]:
-    """The texts by their hash, some megabytes at a time: enough to keep a tokenizer's threads busy."""
-    batch: dict[str, str] = {}
-    characters = 0
-    for digest, text in texts:
-        batch[digest] = text
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = {}, 0
-    if batch:
-        yield batch
-
-
-def _publish(work: Path, folder: Path) -> None:
-    """Put the finished folder in its place; one that is there is damaged, and readers who have it open keep their
-    files.
+    Args:
+        key: what the manifest must say of itself, if given.
     """
-    old = _gone(folder.with_suffix(".old.tmp"))
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(work, folder)
-    sync(folder.parent)
-    _gone(old)
-
-
-def _open(folder: Path) -> tuple[TokenData | None, str]:
-    """The folder's data when every file matches the manifest, or else what is wrong (nothing, when it is not there)."""
     if not folder.exists():
         return None, ""
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         content = {name: value for name, value in manifest.items() if name != "checksum"}
-        if manifest["checksum"] != _hash(content) or manifest["key"] != folder.name or manifest["format"] != FORMAT:
+        right = manifest["checksum"] == hash_of(content) and manifest["format"] == FORMAT
+        if not right or manifest["key"] != (key or manifest["key"]):
             return None, f"{folder}/manifest.json was altered"
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return None, f"{folder}/manifest.json cannot be read"
-    for name, expected in manifest["files"].items():
-        path = folder / name
+    damage = damaged(folder, manifest["files"])
+    return (None, damage[0][1]) if damage else (TokenData(folder, manifest), "")
+
+
+def damaged(folder: Path, files: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """(name, what is wrong) of each file that is not what the manifest says."""
+    known = read_json(folder / CHECKED)
+    known = known if isinstance(known, dict) else {}
+    seen: dict[str, list[Any]] = {}  # of large files, before they are read
+
+    def check(name: str) -> str:
+        path, expected = folder / name, files[name]
         try:
             # The size first: a truncated file of many gigabytes need not be hashed to be refused.
-            if path.stat().st_size != expected["size"] or _checksum(path) != expected:
-                return None, f"{path} does not match its manifest"
+            if path.stat().st_size != expected["size"]:
+                return f"{path} does not match its manifest"
+            if expected["size"] >= LARGE:
+                seen[name] = [expected["sha256"], *_look(path)]
+                if known.get(name) == seen[name]:
+                    return ""
+            return "" if checksum(path) == expected else f"{path} does not match its manifest"
         except OSError:
-            return None, f"{path} cannot be read"
-    return TokenData(folder, manifest), ""
+            return f"{path} cannot be read"
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashing leaves the interpreter to others
+        found = [(name, wrong) for name, wrong in zip(files, threads.map(check, files), strict=True) if wrong]
+    if seen != known and not found:
+        with suppress(OSError):  # a folder that others own is read as well without
+            write_json(folder / CHECKED, seen)
+    return found
 
 
-def _look(files: Iterable[Path]) -> list[list[Any]]:
-    """[path, size, mtime_ns] of each file: what is compared to tell that nothing changed, without reading."""
-    try:
-        return [[str(path), info.st_size, info.st_mtime_ns] for path in files for info in [path.stat()]]
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+def _look(path: Path) -> list[int]:
+    """What changes when a file is written, replaced or copied, whatever its times are set to."""
+    info = path.stat()
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
 
 
-def _recall(index: Path, state: list[list[Any]]) -> TokenData | None:
-    """The folder this same request led to, if no source file changed since and the folder is whole."""
-    try:
-        known = json.loads(index.read_bytes())
-        return _open(index.parent / known["key"])[0] if known["files"] == state else None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None  # no index, or a broken one: reading the source tells as well
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest with its own checksum."""
+    content = json.dumps(manifest | {"checksum": hash_of(manifest)}, indent=2)
+    (folder / "manifest.json").write_bytes(content.encode())
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The smallest unsigned integer that holds every id."""
+    return "<u1" if vocab_size <= 2**8 else "<u2" if vocab_size <= 2**16 else "<u4"
+
+
+def checksum(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def hash_of(value: Any) -> str:
+    """The hash of something JSON-able, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def _lock(path: Path, progress: Progress | None = None) -> Iterator[bool]:
+def locked(path: Path, progress: Callable[[str], None] | None = None) -> Iterator[bool]:
     """Hold a lock file: waiting for it and saying so, or, without `progress`, yielding False at once when it is
     taken.
     """
@@ -254,46 +196,3 @@ def _lock(path: Path, progress: Progress | None = None) -> Iterator[bool]:
             progress("data: waiting for another process that prepares the same data")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield True
-
-
-def _sweep(root: Path) -> None:
-    """Remove what preparations that were killed left behind: what is temporary and no longer locked."""
-    for path in root.glob("*.tmp"):
-        if not OURS.fullmatch(path.name):
-            continue
-        # A root that others own is theirs to clean, and no less good to read.
-        with suppress(OSError), _lock(root / f"{path.name.split('.')[0]}.lock") as free:
-            if free:
-                _gone(path)
-
-
-def _make_root(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the data folder {root} cannot be made: {error.strerror}") from None
-    if not os.access(root, os.W_OK):
-        raise UserError(f"the data folder {root} cannot be written")
-
-
-def _gone(path: Path) -> Path:
-    """The path, with nothing there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-    return path
-
-
-def _write(path: Path, pieces: Iterable[bytes]) -> None:
-    with open(path, "wb") as handle:
-        handle.writelines(pieces)
-
-
-def _checksum(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def _hash(value: Any) -> str:
-    """The hash of something JSON-able, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
