@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from cwd.evidence.artifact_files import artifact_names, load_ladder
 from cwd.evidence.document import Document, Table
+from cwd.evidence.study import Study
 from cwd.models.flops import flops_per_token
+from cwd.models.zoo import FAMILIES
 from cwd.optim import RULES, RuleOptimizer, assign_groups
+from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs, total
 from cwd.planning.memory import Setting, memory_of, parameters_of, patterns_of
 from cwd.planning.trace import Shape, checkpoint_layers, count_flops
+from cwd.sweeps import compose_config
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would write lines of its own
 
 WIDTH, IDS, TOKENS, SEQUENCES = 64, 1024, 128, 4
 STEPS = 3
-LIMIT = 0.10  # relative error that is allowed
+MANY = 20  # runs from which half can forecast the other half
 
 
 def reduced(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,13 +45,11 @@ def reduced(model: Mapping[str, Any]) -> dict[str, Any]:
     return small
 
 
-def measured_peak(
-    shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, compiled: bool = False
-) -> int:
+def measured_peak(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting) -> int:
     """The most bytes that are allocated at one time from the model's birth to the end of the third update."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _train(shape, optimizer, mode, setting, compiled)
+        _train(shape, optimizer, mode, setting)
     changes = [
         (event.start_time_ns, event.extra_fields.alloc_size)
         for event in _events(profiler.profiler.kineto_results.experimental_event_tree())
@@ -58,14 +62,16 @@ def measured_peak(
     return highest
 
 
-def _train(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, compiled: bool) -> None:
+def _train(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting) -> None:
     """As the trainer does it, without what the trainer logs."""
     model = shape.build().train()
     if shape.checkpointing:
         checkpoint_layers(model)
-    groups = assign_groups(model.named_parameters(), patterns_of(optimizer["groups"]), lr=1e-3, weight_decay=0.1, decay=mode)
+    groups = assign_groups(
+        model.named_parameters(), patterns_of(optimizer["groups"]), lr=1e-3, weight_decay=0.1, decay=mode
+    )
     defaults = {"rule": optimizer["name"], "lr": 1e-3, **RULES[optimizer["name"]].defaults}
-    stepper = RuleOptimizer([group for group in groups if group["params"]], defaults, compile=compiled, flat=True)
+    stepper = RuleOptimizer([group for group in groups if group["params"]], defaults, compile=False, flat=True)
     rows = torch.zeros(setting.micro_batch, shape.seq_len, dtype=torch.int64)
     for _ in range(STEPS):
         for _ in range(2 if setting.accumulates else 1):
@@ -95,3 +101,81 @@ def flops_row(shape: Shape) -> tuple[int, int]:
     with torch.device("meta"):
         model = shape.build()
     return 2 * shape.seq_len * flops_per_token(model, shape.seq_len), count_flops(shape, 2)
+
+
+def check_page(scale: str, runs: Path, say: Callable[[str], None]) -> Document:
+    """Predicted against measured: memory and operations of each language model of the ladder, reduced, with each
+    optimizer, and the time of the later half of the runs that are there, forecast from the earlier half.
+    """
+    torch.set_num_threads(1)
+    models = _models(scale)
+    memory, flops = [], []
+    for size, model in models.items():
+        shape = Shape(tuple(sorted(reduced(model).items())), IDS, TOKENS)
+        full = Shape(tuple(sorted(model.items())), IDS, TOKENS)
+        say(f"operations of {size}")
+        flops += [_compared((size, name), *flops_row(one)) for name, one in (("as it is", full), ("reduced", shape))]
+        for optimizer, section in _optimizers().items():
+            for name, case, setting in _cases(shape):
+                say(f"memory of {size}, {optimizer}, {name}")
+                memory.append(_compared((size, optimizer, name), *memory_row(case, section, "cautious", setting)))
+    tables = (
+        _table("Peak memory of training, bytes", ("size", "optimizer", "case"), memory),
+        _table("Operations of a forward and backward pass of two sequences", ("size", "model"), flops),
+        *_time_table(scale, runs),
+    )
+    rows = [row for table in tables for row in table.rows]
+    worst = max(abs(float(row[-1]) - 1) for row in rows)
+    remark = (
+        f"Reduced: width {WIDTH}, {IDS} ids, {SEQUENCES} sequences of {TOKENS} tokens, {STEPS} updates. Measured: "
+        "allocations and releases by torch.profiler; torch.utils.flop_counter; seconds of the runs' summaries. "
+        f"Furthest from 1: {worst:.3f}."
+    )
+    data = {table.title: [dict(zip(table.columns, row, strict=True)) for row in table.rows] for table in tables}
+    return Document("plan_check", "the plan's models against measurements", (), tables, (remark,), data)
+
+
+def _models(scale: str) -> dict[str, dict[str, Any]]:
+    """The model of each size of the ladder that is a language model, once."""
+    found: dict[str, dict[str, Any]] = {}
+    for size, rung in load_ladder(scale).sizes.items():
+        if rung.needs is None:
+            model = asdict(compose_config(list((*load_ladder(scale).overrides, *rung.overrides))))["model"]
+            if model["family"] in FAMILIES and model not in found.values():
+                found[size] = model
+    return found
+
+
+def _optimizers() -> dict[str, dict[str, Any]]:
+    return {name: asdict(compose_config([f"optimizer={name}", "scale=smoke"]))["optimizer"] for name in RULES}
+
+
+def _cases(shape: Shape) -> list[tuple[str, Shape, Setting]]:
+    plain = Setting(micro_batch=SEQUENCES, on_cpu=True)
+    return [
+        ("float32", shape, plain),
+        ("bfloat16, two micro-batches", replace(shape, bf16=True), replace(plain, accumulates=True)),
+        ("checkpointing", replace(shape, checkpointing=True), plain),
+    ]
+
+
+def _time_table(scale: str, runs: Path) -> list[Table]:
+    past = sorted(past_runs(runs, "cpu"), key=lambda one: one.ended)
+    if len(past) < MANY:
+        return []
+    study = Study(scale if scale != "paper" else "laptop", runs)
+    known = ladder_seconds([study.state(name) for name in artifact_names()])
+    earlier, later = past[: len(past) // 2], past[len(past) // 2 :]
+    predicted = total(Forecaster(earlier, known), [one.config for one in later])
+    between = Forecaster(later).between[0]
+    happened = sum(one.seconds + between for one in later)
+    row = _compared((f"{len(later)} runs, from the {len(earlier)} before",), round(predicted.seconds), round(happened))
+    return [_table("Core seconds of runs on this machine", ("runs",), [row])]
+
+
+def _compared(names: tuple[str, ...], predicted: int, measured: int) -> tuple[str, ...]:
+    return (*names, f"{predicted:,}", f"{measured:,}", f"{predicted / measured:.3f}")
+
+
+def _table(title: str, names: tuple[str, ...], rows: list[tuple[str, ...]]) -> Table:
+    return Table(title, (*names, "predicted", "measured", "ratio"), tuple(rows), len(names))

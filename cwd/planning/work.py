@@ -91,9 +91,7 @@ def work_of(config: Mapping[str, Any], vocabularies: Mapping[str, int]) -> Work:
     per_token, parameters = _counts(shape)
     tokens = training["steps"] * training["batch_size"] * training["seq_len"]
     evaluation, telemetry = config["evaluation"], config["telemetry"]["every"]
-    evaluated = (
-        (1 + math.ceil(training["steps"] / evaluation["every"])) * evaluation["sequences"] * training["seq_len"]
-    )
+    evaluated = (1 + math.ceil(training["steps"] / evaluation["every"])) * evaluation["sequences"] * training["seq_len"]
     return Work(
         shape,
         _held(shape, _frozen(config["optimizer"]["groups"]), config["decay"]["mode"]),
@@ -132,4 +130,3 @@ def _held(shape: Shape, groups: tuple[Any, ...], mode: str) -> tuple[Held, ...]:
 
 def _frozen(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
     return tuple(tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(one.items())) for one in groups)
-

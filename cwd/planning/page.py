@@ -1,0 +1,309 @@
+"""A plan as a document, for the renderer that every table has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cwd.evidence.document import Document, Table
+from cwd.evidence.tables import NAMES, where_of
+from cwd.planning.devices import USABLE
+from cwd.planning.forecast import REASON, UTILISATION, Total
+from cwd.planning.plan import Kind, Line, Plan
+from cwd.planning.strength import Strength, hardest
+
+GB, HOUR = 1e9, 3600.0
+PAPER_HOURS = 20_000  # H100 hours for all experiments, as the paper states (published.yaml, paper.compute)
+
+
+def page(plan: Plan) -> Document:
+    """Its tables, and every assumption behind them."""
+    parts = [_runs_table(plan)]
+    if plan.kinds:
+        parts += [_memory_table(plan), _disk_table(plan)]
+    if plan.strengths:
+        parts.append(_strength_table(plan))
+    names = plan.request.names
+    name = f"plan_{names[0]}" if len(names) == 1 else "plan"
+    what = ", ".join(names) if names else "every artifact"
+    title = f"{what}, {plan.request.scale} scale, on {_devices(plan)}"
+    return Document(name, title, (), tuple(parts), tuple(_remarks(plan)), _data(plan))
+
+
+def _devices(plan: Plan) -> str:
+    device = plan.request.device
+    return f"{device.count} {'cores' if device.is_cpu else device.name.upper()}"
+
+
+def _unit(plan: Plan) -> str:
+    return "core-hours" if plan.request.device.is_cpu else "GPU-hours"
+
+
+def _runs_table(plan: Plan) -> Table:
+    """A line for each artifact and size, and one for all of them with each run once."""
+    priced = ["cost"] if plan.request.price is not None else []
+    columns = ("artifact", "size", "needs", "runs", "done", "shared", "missing", "waiting", "tokens a run", "FLOPs to do",
+               _unit(plan), "wall time", *priced)  # fmt: skip
+    rows = [_run_row(plan, line, line.demand.artifact, line.demand.size) for line in plan.lines]
+    rows.append(_run_row(plan, plan.whole, "each run once", ""))
+    return Table("Runs to do", columns, tuple(rows), 3)
+
+
+def _run_row(plan: Plan, line: Line, name: str, size: str) -> tuple[str, ...]:
+    demand, hours = line.demand, line.time.seconds / HOUR
+    needs = "; ".join(line.needs) if size else ""
+    counts = (len(demand.runs), len(demand.runs) - len(demand.missing), demand.shared, len(demand.missing))
+    if line.tokens is None:
+        return (name, size, needs, *("-" for _ in range(9 if plan.request.price is None else 10)))
+    tokens = " to ".join(dict.fromkeys(_short(one) for one in line.tokens))
+    price = plan.request.price
+    cost = () if price is None else (f"{hours * price:,.0f}",)
+    wall = duration(line.time.seconds / plan.request.device.count)
+    numbers = (f"{count:,}" for count in (*counts, len(demand.waiting)))
+    return (name, size, needs, *numbers, tokens, f"{line.flops:.3g}", _hours(hours), wall, *cost)
+
+
+def _memory_table(plan: Plan) -> Table:
+    """A line for each size and optimizer, on one device."""
+    columns = ("size", "optimizer", "sharding", "micro-batch", "parameters", "weights", "gradients", "state", "activations",
+               "copies", "sharing", "step", "peak", "of", "fits")  # fmt: skip
+    rows = []
+    for kind in plan.kinds:
+        memory, setting = kind.layout.memory, kind.layout.setting
+        parts = (memory.weights, memory.gradients, memory.state, memory.activations, memory.copies, memory.sharing,
+                 memory.step, memory.peak, plan.request.device.usable)  # fmt: skip
+        rows.append(
+            (
+                kind.size,
+                _name(kind.optimizer),
+                setting.sharding,
+                str(setting.micro_batch),
+                _short(kind.works[0].parameters),
+            )
+            + tuple(_gigabytes(one) for one in parts)
+            + ("yes" if kind.layout.fits else "no",)
+        )
+    return Table("Memory on one device, GB", columns, tuple(rows), 3)
+
+
+def _disk_table(plan: Plan) -> Table:
+    """What the runs to do leave, and what lies there while they go on."""
+    columns = ("size", "optimizer", "runs", "final weights", "records", "checkpoints of a run")
+    rows = []
+    for kind in plan.kinds:
+        work = kind.works[0]
+        stays = (kind.runs * work.weights, kind.runs * work.record, work.checkpoints)
+        rows.append((kind.size, _name(kind.optimizer), str(kind.runs), *(_gigabytes(one) for one in stays)))
+    weights, records, checkpoints = disk(plan.kinds)
+    rows.append(
+        ("all", "", str(sum(kind.runs for kind in plan.kinds)), *map(_gigabytes, (weights, records, checkpoints)))
+    )
+    return Table("Disk, GB", columns, tuple(rows), 2)
+
+
+def disk(kinds: Sequence[Kind]) -> tuple[float, float, float]:
+    """Bytes of all final weights, of all records, and of the checkpoints of one run, the largest."""
+    weights = sum(kind.runs * kind.works[0].weights for kind in kinds)
+    records = sum(kind.runs * kind.works[0].record for kind in kinds)
+    return weights, records, max((kind.works[0].checkpoints for kind in kinds), default=0)
+
+
+def token_data(kinds: Sequence[Kind]) -> float:
+    """Bytes of a packed token file from which the longest run would see no token twice."""
+    return max((work.tokens * work.token_bytes for kind in kinds for work in kind.works), default=0)
+
+
+def _strength_table(plan: Plan) -> Table:
+    columns = ("artifact", "claim", "where", "sd from", "published", "sd", "pairs", "seeds planned", "seeds needed",
+               "they resolve")  # fmt: skip
+    rows = []
+    for name, one in _shown(plan):
+        spread, planned = one.spread, one.finding.planned or plan.seeds
+        where = where_of(one.finding)
+        if spread is None:
+            rows.append(
+                (name, one.finding.claim.id, where, "no pairs yet", f"{one.effect:+.4f}", *"--", str(planned), *"--")
+            )
+            continue
+        origin = f"{spread.scale}, {'all comparisons' if spread.pooled else 'the same'}"
+        needed = f"{one.needed:,}" if one.needed else "> 10,000"
+        least = f"{one.detectable:.4f}" if one.detectable is not None else "-"
+        numbers = (f"{one.effect:+.4f}", f"{spread.sd:.4f}", str(spread.pairs), str(planned), needed, least)
+        rows.append((name, one.finding.claim.id, where, origin, *numbers))
+    return Table("What the seeds can resolve, power 0.8", columns, tuple(rows), 4)
+
+
+def _shown(plan: Plan) -> list[tuple[str, Strength]]:
+    """Every comparison of the artifacts that were named; of all artifacts, the hardest of each claim."""
+    if plan.request.names:
+        return list(plan.strengths)
+    names = dict.fromkeys(name for name, _ in plan.strengths)
+    return [(name, one) for name in names for one in hardest(s for n, s in plan.strengths if n == name)]
+
+
+def _remarks(plan: Plan) -> Iterable[str]:
+    device, request = plan.request.device, plan.request
+    yield (
+        "Runs: shared, those that another artifact asks for too; waiting, at most so many more once each arm's best lambda "
+        f"is chosen ({_hours(plan.whole.waiting.seconds / HOUR)} {_unit(plan)}). Each run once: what two lines share is "
+        "counted once."
+    )
+    yield from _time_remarks(plan)
+    yield (
+        "FLOPs: 6 x the parameters that multiply + 12 x layers x length x width of attention for each token, causal not "
+        "halved; a third of it in evaluations. Optimizer, data and what is computed again are not counted."
+    )
+    yield (
+        f"Device: {device.source}; {device.flops / 1e12:g} TFLOPS, of {device.memory / GB:.4g} GB {USABLE:.0%} is planned "
+        "with, the rest is the context's, the libraries' and the allocator's."
+    )
+    if plan.kinds:
+        yield from _memory_remarks(plan)
+    if plan.strengths:
+        yield (
+            "Seeds: paired t tests at 0.05 over the comparisons of the table, noncentral t, at the spread of runs that "
+            "are done; a spread at small scale is not that of the paper's. They resolve: the least effect that the "
+            "planned seeds find in 4 of 5 studies."
+        )
+    if not request.names and request.scale == "paper" and not device.is_cpu:
+        yield _against_the_paper(plan)
+
+
+def _time_remarks(plan: Plan) -> Iterable[str]:
+    device, forecaster = plan.request.device, plan.forecaster
+    how = "each core trains runs of its own" if device.is_cpu else "every run takes all devices, one after another"
+    between, source = forecaster.between
+    if plan.whole.time.sources:
+        yield f"Time: {how}; seconds from {plan.whole.time}; {between:.1f} s between two runs, {source}."
+    if forecaster.utilisation[1].endswith("assumed") and any("MFU" in name for name in plan.whole.time.sources):
+        yield f"MFU {UTILISATION:g}, the part of the peak that training reaches: {REASON}. --mfu says another."
+    if plan.whole.time.unknown:
+        yield f"Of {plan.whole.time.unknown} runs nothing says how long they take."
+    if plan.request.price is None:
+        yield "Cost: PRICE=2.50, for one device and hour, adds a column."
+    else:
+        yield f"Cost: at {plan.request.price:g} for one device and hour, idle time and disk not counted."
+
+
+def _memory_remarks(plan: Plan) -> Iterable[str]:
+    yield (
+        "Memory: float32 weights, gradients and state; activations of the model's own code, traced without memory, eager "
+        "kernels; copies: weights in bfloat16, masks, gradients being born; sharing: what several devices add; step: the "
+        "optimizer's. The peak is not the sum, as not all of it is there at once."
+    )
+    wishes = plan.request.wishes
+    yield (
+        f"Activations are {'computed again in the backward pass' if wishes.checkpointing else 'kept'}"
+        f"{' (--checkpointing)' if wishes.checkpointing else ', --checkpointing computes them again'}; logits are "
+        f"{'never there as a whole (--chunked-loss)' if wishes.chunked_loss else 'there as a whole, unless --chunked-loss'}."
+    )
+    device = plan.request.device
+    if not device.is_cpu:
+        yield "Micro-batch: the largest that fits the simplest sharding (none, a node's devices, all); machine.micro_batch_size."
+    for kind in plan.kinds:
+        if not kind.layout.fits:
+            found = " or ".join(kind.remedies) or "no option here; it needs larger or more devices"
+            yield f"{kind.size}, {_name(kind.optimizer)}: does not fit; what helps: {found}."
+    yield (
+        f"Disk: float32 weights of every run, for good; checkpoints while it goes on (two and one being written); a token "
+        f"file from which no run sees a token twice takes {_gigabytes(token_data(plan.kinds))} GB."
+    )
+
+
+def _against_the_paper(plan: Plan) -> str:
+    hours, once = plan.whole.time.seconds / HOUR, plan.all_one_seed.seconds / HOUR
+    missing = ", ".join(dict.fromkeys(line.demand.size for line in plan.lines if line.needs and line.tokens is None))
+    lacks = f", without {missing}" if missing else ""
+    return (
+        f"The paper states about {PAPER_HOURS:,} H100 hours for all its experiments, its own tuning included. The runs "
+        f"here that can be planned{lacks} take {once:,.0f} hours of this device on one seed each; with {plan.seeds} seeds, "
+        f"less what is done, {hours:,.0f}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """As people say it: "42 s", "12 min", "3.5 h", "8.1 days"."""
+    for size, unit in ((86_400 * 2, "days"), (5400, "h"), (90, "min")):
+        if seconds >= size:
+            whole = {"days": 86_400, "h": 3600, "min": 60}[unit]
+            return f"{seconds / whole:,.3g} {unit}" if seconds / whole < 1000 else f"{seconds / whole:,.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
+
+
+def _short(count: float) -> str:
+    """ "338M", "2.32B"."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:g}"
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / GB:,.1f}" if size >= 10 * GB else f"{size / GB:.3g}" if size >= 1e5 else f"{size / GB:.1g}"
+
+
+def _name(optimizer: str) -> str:
+    return NAMES.get(optimizer, optimizer)
+
+
+def _data(plan: Plan) -> dict[str, Any]:
+    """The plan for JSON: bytes, seconds and operations, unrounded."""
+    request = plan.request
+    return {
+        "scale": request.scale,
+        "device": asdict(request.device),
+        "price": request.price,
+        "seeds": plan.seeds,
+        "lines": [_line_data(line) for line in plan.lines],
+        "each_run_once": _line_data(plan.whole),
+        "memory": [
+            {"size": kind.size, "optimizer": kind.optimizer, "runs": kind.runs, "fits": kind.layout.fits,
+             **asdict(kind.layout.setting), **asdict(kind.layout.memory)}
+            for kind in plan.kinds
+        ],
+        "disk": dict(zip(("weights", "records", "checkpoints"), disk(plan.kinds), strict=True)),
+        "token_data": token_data(plan.kinds),
+        "strengths": [_strength_data(name, one) for name, one in plan.strengths],
+    }  # fmt: skip
+
+
+def _line_data(line: Line) -> dict[str, Any]:
+    demand = line.demand
+    return {
+        "artifact": demand.artifact,
+        "size": demand.size,
+        "needs": list(line.needs),
+        "runs": len(demand.runs),
+        "missing": len(demand.missing),
+        "shared": demand.shared,
+        "waiting": len(demand.waiting),
+        "tokens": line.tokens,
+        "flops": line.flops,
+        **_total_data("", line.time),
+        **_total_data("waiting_", line.waiting),
+    }
+
+
+def _total_data(prefix: str, found: Total) -> dict[str, Any]:
+    return {
+        f"{prefix}device_seconds": found.seconds,
+        f"{prefix}sources": found.sources,
+        f"{prefix}unknown": found.unknown,
+    }
+
+
+def _strength_data(name: str, one: Strength) -> dict[str, Any]:
+    return {
+        "artifact": name,
+        "claim": one.finding.claim.id,
+        "where": one.finding.coordinates,
+        "effect": one.effect,
+        "spread": asdict(one.spread) if one.spread else None,
+        "seeds_needed": one.needed,
+        "detectable": one.detectable,
+    }
