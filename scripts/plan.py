@@ -12,10 +12,14 @@ import argparse
 import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cwd.cli import door
 from cwd.errors import UserError
 from cwd.evidence.render import terminal, to_terminal, write_all
+
+if TYPE_CHECKING:
+    from cwd.planning.plan import Request
 
 
 def main() -> None:
@@ -59,7 +63,7 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def request_of(arguments: argparse.Namespace) -> "Request":  # noqa: F821
+def request_of(arguments: argparse.Namespace) -> "Request":
     """The request that the command line makes."""
     from cwd.planning.devices import find_device
     from cwd.planning.layout import Wishes

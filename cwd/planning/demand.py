@@ -12,6 +12,7 @@ from cwd.evidence.study import State
 
 Plain = dict[str, Any]
 ENDED = ("done", "diverged")
+THEORY = "one core and minutes: scripts/theory.py"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Demand:
     runs: dict[str, Run] = field(default_factory=dict)
     waiting: list[Plain] = field(default_factory=list)
     needs: list[str] = field(default_factory=list)
-    shared: int = 0  # of the runs, those that another artifact asks for too
+    shared: set[str] = field(default_factory=set)  # of the runs, those that another artifact asks for too
 
     @property
     def missing(self) -> dict[str, Run]:
@@ -59,24 +60,26 @@ def demands_of(states: Sequence[State]) -> list[Demand]:
         for key in demand.runs:
             owners.setdefault(key, set()).add(demand.artifact)
     for demand in found:
-        demand.shared = sum(len(owners[key]) > 1 for key in demand.runs)
+        demand.shared = {key for key in demand.runs if len(owners[key]) > 1}
     return found
 
 
 def together(demands: Sequence[Demand]) -> Demand:
     """All of them as one, each run once."""
     names = list(dict.fromkeys(demand.artifact for demand in demands))
-    whole = Demand(names[0] if len(names) == 1 else "all", ", ".join(dict.fromkeys(one.size for one in demands)))
+    whole = Demand(", ".join(names), ", ".join(dict.fromkeys(one.size for one in demands)))
     for demand in demands:
         whole.runs.update(demand.runs)
         whole.waiting += demand.waiting
         whole.needs += [need for need in demand.needs if need not in whole.needs]
-    whole.shared = sum(demand.shared for demand in demands)
+        whole.shared |= demand.shared
     return whole
 
 
 def _demands(state: State) -> Iterator[Demand]:
     points = [*state.points, *state.tuning]
+    if state.checks:
+        yield Demand(state.artifact.name, "", needs=[THEORY])
     for size in dict.fromkeys(point.coordinates["size"] for point in points):
         demand = Demand(state.artifact.name, size)
         here = [point for point in points if point.coordinates["size"] == size]

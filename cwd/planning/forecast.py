@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -24,9 +25,8 @@ START = 15.0  # seconds in which a sweep's workers import what they need, once
 BETWEEN = 1.5  # seconds around a run (building, the last evaluation, saving), where no runs say it
 UTILISATION = 0.3
 REASON = (
-    "no runs on such a device are here, and none were measured: Llama 3 reports 0.38 to 0.43 on H100 (arXiv 2407.21783, "
-    "table 4) for code tuned at length; soft-capped attention that is written to memory, and kernels that are not fused, "
-    "cost a part of it"
+    "nothing was measured on such a device; Llama 3 reports 0.38 to 0.43 on H100 (arXiv 2407.21783, table 4) for code "
+    "tuned at length; soft-capped attention that is written to memory and kernels that are not fused cost a part of it"
 )
 
 
@@ -130,7 +130,7 @@ class Forecaster:
         gaps = [
             later.started - earlier.started - earlier.seconds
             for runs in workers.values()
-            for earlier, later in zip(runs, runs[1:], strict=False)
+            for earlier, later in pairwise(runs)
             if 0 <= later.started - earlier.ended < PAUSE
         ]
         return (fmean(gaps), f"of {len(gaps)} runs here") if gaps else (BETWEEN, "assumed")
@@ -162,7 +162,7 @@ def total(forecaster: Forecaster, configs: Iterable[Plain], devices: int = 1) ->
 
 
 def past_runs(root: Path, device: str) -> list[Past]:
-    """The runs under `root` that were done in one go on a device whose name holds `device`; on cores, on this machine's,
+    """The runs under `root` that were done in one go on a device whose name holds `device`; of cores, on this machine,
     as all are called "cpu".
     """
     found = [one for record in all_records(root) if (one := _past(record)) and device in one.device]

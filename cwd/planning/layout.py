@@ -58,7 +58,7 @@ def lay_out(works: Sequence[Work], device: Device, wishes: Wishes) -> Layout:
     if wishes.micro_batch is not None and share % wishes.micro_batch:
         allowed = ", ".join(map(str, _divisors(share)))
         raise UserError(
-            f"--micro-batch {wishes.micro_batch}: does not divide the {share} sequences of a device; allowed are {allowed}"
+            f"--micro-batch {wishes.micro_batch}: does not divide a device's {share} sequences; allowed are {allowed}"
         )
     last = None
     for sharding in _shardings(device, wishes.sharding):

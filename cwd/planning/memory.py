@@ -111,8 +111,8 @@ def memory_of(shape: Shape, held: Sequence[Held], setting: Setting, *, compiled:
         sharing = _gathered(held, shape.bf16)
         resting = -(-(2 * weights + state) // parts)
         peak = resting + max(activations + sharing, step)
-        divided = (-(-bytes_ // parts) for bytes_ in (weights, gradients, state))
-        return Memory(*divided, activations, 0, sharing, step, peak)
+        weights, gradients, state = (-(-size // parts) for size in (weights, gradients, state))
+        return Memory(weights, gradients, state, activations, 0, sharing, step, peak)
     kept = frozenset(one.name for one in held if setting.accumulates or one.group in flat_groups(held))
     copies, activations = trace_pass(replace(shape, held=kept)).peak(setting.micro_batch)
     sharing = gradients if setting.devices > 1 else 0

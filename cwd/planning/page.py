@@ -8,13 +8,39 @@ from typing import Any
 
 from cwd.evidence.document import Document, Table
 from cwd.evidence.tables import NAMES, where_of
+from cwd.planning.demand import THEORY
 from cwd.planning.devices import USABLE
 from cwd.planning.forecast import REASON, UTILISATION, Total
 from cwd.planning.plan import Kind, Line, Plan
 from cwd.planning.strength import Strength, hardest
 
 GB, HOUR = 1e9, 3600.0
+RUNS = (
+    "artifact", "size", "needs", "runs", "done", "shared", "missing", "waiting", "tokens a run", "FLOPs to do",
+)  # fmt: skip
+MEMORY = (
+    "size", "optimizer", "sharding", "micro-batch", "parameters", "weights", "gradients", "state", "activations",
+    "copies", "sharing", "step", "peak", "of", "fits",
+)  # fmt: skip
+STRENGTH = (
+    "artifact", "claim", "where", "sd from", "published", "sd", "pairs", "seeds planned", "seeds needed",
+    "they resolve",
+)  # fmt: skip
 PAPER_HOURS = 20_000  # H100 hours for all experiments, as the paper states (published.yaml, paper.compute)
+FLOPS = (
+    "FLOPs: 6 x the parameters that multiply + 12 x layers x length x width of attention for each token, causal not "
+    "halved; a third of it in evaluations. Optimizer, data and what is computed again are not counted."
+)
+MEMORY_MODEL = (
+    "Memory: float32 weights, gradients and state; activations of the model's own code, traced without memory, eager "
+    "kernels; copies: weights in bfloat16, masks, gradients being born; sharing: what several devices add; step: the "
+    "optimizer's. The peak is not the sum, as not all of it is there at once."
+)
+SEEDS = (
+    "Seeds: paired t tests at 0.05 over the comparisons of the table, noncentral t, at the spread of runs that are "
+    "done; a spread at small scale is not that of the paper's. They resolve: the least effect that the planned seeds "
+    "find in 4 of 5 studies."
+)
 
 
 def page(plan: Plan) -> Document:
@@ -42,18 +68,16 @@ def _unit(plan: Plan) -> str:
 
 def _runs_table(plan: Plan) -> Table:
     """A line for each artifact and size, and one for all of them with each run once."""
-    priced = ["cost"] if plan.request.price is not None else []
-    columns = ("artifact", "size", "needs", "runs", "done", "shared", "missing", "waiting", "tokens a run", "FLOPs to do",
-               _unit(plan), "wall time", *priced)  # fmt: skip
     rows = [_run_row(plan, line, line.demand.artifact, line.demand.size) for line in plan.lines]
     rows.append(_run_row(plan, plan.whole, "each run once", ""))
-    return Table("Runs to do", columns, tuple(rows), 3)
+    columns = [*RUNS, _unit(plan), "wall time", *(["cost"] if plan.request.price is not None else [])]
+    return Table("Runs to do", tuple(columns), tuple(rows), 3)
 
 
 def _run_row(plan: Plan, line: Line, name: str, size: str) -> tuple[str, ...]:
     demand, hours = line.demand, line.time.seconds / HOUR
-    needs = "; ".join(line.needs) if size else ""
-    counts = (len(demand.runs), len(demand.runs) - len(demand.missing), demand.shared, len(demand.missing))
+    needs = "; ".join(line.needs) if line is not plan.whole else ""
+    counts = (len(demand.runs), len(demand.runs) - len(demand.missing), len(demand.shared), len(demand.missing))
     if line.tokens is None:
         return (name, size, needs, *("-" for _ in range(9 if plan.request.price is None else 10)))
     tokens = " to ".join(dict.fromkeys(_short(one) for one in line.tokens))
@@ -66,25 +90,21 @@ def _run_row(plan: Plan, line: Line, name: str, size: str) -> tuple[str, ...]:
 
 def _memory_table(plan: Plan) -> Table:
     """A line for each size and optimizer, on one device."""
-    columns = ("size", "optimizer", "sharding", "micro-batch", "parameters", "weights", "gradients", "state", "activations",
-               "copies", "sharing", "step", "peak", "of", "fits")  # fmt: skip
-    rows = []
-    for kind in plan.kinds:
-        memory, setting = kind.layout.memory, kind.layout.setting
-        parts = (memory.weights, memory.gradients, memory.state, memory.activations, memory.copies, memory.sharing,
-                 memory.step, memory.peak, plan.request.device.usable)  # fmt: skip
-        rows.append(
-            (
-                kind.size,
-                _name(kind.optimizer),
-                setting.sharding,
-                str(setting.micro_batch),
-                _short(kind.works[0].parameters),
-            )
-            + tuple(_gigabytes(one) for one in parts)
-            + ("yes" if kind.layout.fits else "no",)
-        )
-    return Table("Memory on one device, GB", columns, tuple(rows), 3)
+    return Table("Memory on one device, GB", MEMORY, tuple(_memory_row(plan, kind) for kind in plan.kinds), 3)
+
+
+def _memory_row(plan: Plan, kind: Kind) -> tuple[str, ...]:
+    memory, setting = kind.layout.memory, kind.layout.setting
+    parts = (*vars(memory).values(), plan.request.device.usable)  # in the order of MEMORY
+    return (
+        kind.size,
+        _name(kind.optimizer),
+        setting.sharding,
+        str(setting.micro_batch),
+        _short(kind.works[0].parameters),
+        *(_gigabytes(part) for part in parts),
+        "yes" if kind.layout.fits else "no",
+    )
 
 
 def _disk_table(plan: Plan) -> Table:
@@ -115,23 +135,18 @@ def token_data(kinds: Sequence[Kind]) -> float:
 
 
 def _strength_table(plan: Plan) -> Table:
-    columns = ("artifact", "claim", "where", "sd from", "published", "sd", "pairs", "seeds planned", "seeds needed",
-               "they resolve")  # fmt: skip
-    rows = []
-    for name, one in _shown(plan):
-        spread, planned = one.spread, one.finding.planned or plan.seeds
-        where = where_of(one.finding)
-        if spread is None:
-            rows.append(
-                (name, one.finding.claim.id, where, "no pairs yet", f"{one.effect:+.4f}", *"--", str(planned), *"--")
-            )
-            continue
-        origin = f"{spread.scale}, {'all comparisons' if spread.pooled else 'the same'}"
-        needed = f"{one.needed:,}" if one.needed else "> 10,000"
-        least = f"{one.detectable:.4f}" if one.detectable is not None else "-"
-        numbers = (f"{one.effect:+.4f}", f"{spread.sd:.4f}", str(spread.pairs), str(planned), needed, least)
-        rows.append((name, one.finding.claim.id, where, origin, *numbers))
-    return Table("What the seeds can resolve, power 0.8", columns, tuple(rows), 4)
+    rows = tuple(_strength_row(name, one, one.finding.planned or plan.seeds) for name, one in _shown(plan))
+    return Table("What the seeds can resolve, power 0.8", STRENGTH, rows, 4)
+
+
+def _strength_row(name: str, one: Strength, planned: int) -> tuple[str, ...]:
+    names, spread = (name, one.finding.claim.id, where_of(one.finding)), one.spread
+    if spread is None:
+        return (*names, "no pairs yet", f"{one.effect:+.4f}", *"--", str(planned), *"--")
+    origin = f"{spread.scale}, {'all comparisons' if spread.pooled else 'the same'}"
+    needed = f"{one.needed:,}" if one.needed else "> 10,000"
+    least = f"{one.detectable:.4f}" if one.detectable is not None else "-"
+    return (*names, origin, f"{one.effect:+.4f}", f"{spread.sd:.4f}", str(spread.pairs), str(planned), needed, least)
 
 
 def _shown(plan: Plan) -> list[tuple[str, Strength]]:
@@ -144,81 +159,72 @@ def _shown(plan: Plan) -> list[tuple[str, Strength]]:
 
 def _remarks(plan: Plan) -> Iterable[str]:
     device, request = plan.request.device, plan.request
+    waiting = f"{_hours(plan.whole.waiting.seconds / HOUR)} {_unit(plan)}"
     yield (
-        "Runs: shared, those that another artifact asks for too; waiting, at most so many more once each arm's best lambda "
-        f"is chosen ({_hours(plan.whole.waiting.seconds / HOUR)} {_unit(plan)}). Each run once: what two lines share is "
-        "counted once."
+        "Runs: shared, those that another artifact asks for too; waiting, at most so many more once each arm's best "
+        f"lambda is chosen ({waiting}). Each run once: what two lines share is counted once."
     )
     yield from _time_remarks(plan)
+    yield FLOPS
     yield (
-        "FLOPs: 6 x the parameters that multiply + 12 x layers x length x width of attention for each token, causal not "
-        "halved; a third of it in evaluations. Optimizer, data and what is computed again are not counted."
-    )
-    yield (
-        f"Device: {device.source}; {device.flops / 1e12:g} TFLOPS, of {device.memory / GB:.4g} GB {USABLE:.0%} is planned "
-        "with, the rest is the context's, the libraries' and the allocator's."
+        f"Device: {device.source}; {device.flops / 1e12:g} TFLOPS; of {device.memory / GB:.4g} GB {USABLE:.0%} is "
+        "planned with, the rest is the context's, the libraries' and the allocator's."
     )
     if plan.kinds:
         yield from _memory_remarks(plan)
     if plan.strengths:
-        yield (
-            "Seeds: paired t tests at 0.05 over the comparisons of the table, noncentral t, at the spread of runs that "
-            "are done; a spread at small scale is not that of the paper's. They resolve: the least effect that the "
-            "planned seeds find in 4 of 5 studies."
-        )
+        yield SEEDS
     if not request.names and request.scale == "paper" and not device.is_cpu:
         yield _against_the_paper(plan)
 
 
 def _time_remarks(plan: Plan) -> Iterable[str]:
-    device, forecaster = plan.request.device, plan.forecaster
+    device, forecaster, price = plan.request.device, plan.forecaster, plan.request.price
     how = "each core trains runs of its own" if device.is_cpu else "every run takes all devices, one after another"
     between, source = forecaster.between
     if plan.whole.time.sources:
         yield f"Time: {how}; seconds from {plan.whole.time}; {between:.1f} s between two runs, {source}."
-    if forecaster.utilisation[1].endswith("assumed") and any("MFU" in name for name in plan.whole.time.sources):
+    if any("assumed" in name for name in plan.whole.time.sources):
         yield f"MFU {UTILISATION:g}, the part of the peak that training reaches: {REASON}. --mfu says another."
     if plan.whole.time.unknown:
         yield f"Of {plan.whole.time.unknown} runs nothing says how long they take."
-    if plan.request.price is None:
+    if price is None:
         yield "Cost: PRICE=2.50, for one device and hour, adds a column."
     else:
-        yield f"Cost: at {plan.request.price:g} for one device and hour, idle time and disk not counted."
+        yield f"Cost: at {price:g} for one device and hour; idle time and disk are not counted."
 
 
 def _memory_remarks(plan: Plan) -> Iterable[str]:
-    yield (
-        "Memory: float32 weights, gradients and state; activations of the model's own code, traced without memory, eager "
-        "kernels; copies: weights in bfloat16, masks, gradients being born; sharing: what several devices add; step: the "
-        "optimizer's. The peak is not the sum, as not all of it is there at once."
-    )
     wishes = plan.request.wishes
-    yield (
-        f"Activations are {'computed again in the backward pass' if wishes.checkpointing else 'kept'}"
-        f"{' (--checkpointing)' if wishes.checkpointing else ', --checkpointing computes them again'}; logits are "
-        f"{'never there as a whole (--chunked-loss)' if wishes.chunked_loss else 'there as a whole, unless --chunked-loss'}."
+    again = (
+        "computed again in the backward pass" if wishes.checkpointing else "kept (--checkpointing computes them again)"
     )
-    device = plan.request.device
-    if not device.is_cpu:
-        yield "Micro-batch: the largest that fits the simplest sharding (none, a node's devices, all); machine.micro_batch_size."
+    whole = "never there as a whole" if wishes.chunked_loss else "there as a whole (--chunked-loss: never)"
+    yield MEMORY_MODEL
+    yield f"Activations are {again}. Logits are {whole}."
+    if not plan.request.device.is_cpu:
+        yield (
+            "Micro-batch, for machine.micro_batch_size: the largest that fits, with the simplest sharding that fits: "
+            "none, over a node's devices (hybrid), over all (full)."
+        )
     for kind in plan.kinds:
         if not kind.layout.fits:
             found = " or ".join(kind.remedies) or "no option here; it needs larger or more devices"
             yield f"{kind.size}, {_name(kind.optimizer)}: does not fit; what helps: {found}."
     yield (
-        f"Disk: float32 weights of every run, for good; checkpoints while it goes on (two and one being written); a token "
-        f"file from which no run sees a token twice takes {_gigabytes(token_data(plan.kinds))} GB."
+        "Disk: float32 weights of every run, for good; checkpoints while it goes on (two, and one being written); a "
+        f"token file from which no run sees a token twice takes {_gigabytes(token_data(plan.kinds))} GB."
     )
 
 
 def _against_the_paper(plan: Plan) -> str:
     hours, once = plan.whole.time.seconds / HOUR, plan.all_one_seed.seconds / HOUR
-    missing = ", ".join(dict.fromkeys(line.demand.size for line in plan.lines if line.needs and line.tokens is None))
-    lacks = f", without {missing}" if missing else ""
+    absent = [need for need in plan.whole.needs if need != THEORY and not need.startswith("the tuning of")]
+    left_out = f" (not those that need {'; '.join(absent)})" if absent else ""
     return (
-        f"The paper states about {PAPER_HOURS:,} H100 hours for all its experiments, its own tuning included. The runs "
-        f"here that can be planned{lacks} take {once:,.0f} hours of this device on one seed each; with {plan.seeds} seeds, "
-        f"less what is done, {hours:,.0f}."
+        f"The paper states about {PAPER_HOURS:,} H100 hours for all its experiments. The runs here that can be planned"
+        f"{left_out} take {once:,.0f} hours of this device on one seed each; with {plan.seeds} seeds, less what is "
+        f"done, {hours:,.0f}."
     )
 
 
@@ -280,7 +286,7 @@ def _line_data(line: Line) -> dict[str, Any]:
         "needs": list(line.needs),
         "runs": len(demand.runs),
         "missing": len(demand.missing),
-        "shared": demand.shared,
+        "shared": len(demand.shared),
         "waiting": len(demand.waiting),
         "tokens": line.tokens,
         "flops": line.flops,

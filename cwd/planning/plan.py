@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cwd.errors import UserError
 from cwd.evidence.artifact_files import SCALES, artifact_names, load_artifact
 from cwd.evidence.study import State, Study
 from cwd.planning.demand import Demand, demands_of, together
@@ -72,7 +71,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole plan. ``all_one_seed`` is the time of every run of the lines, done or not, once instead of on each seed."""
+    """A whole plan. ``all_one_seed`` is the time of all runs of the lines, done or not, on one seed each."""
 
     request: Request
     lines: tuple[Line, ...]
@@ -107,10 +106,9 @@ def make_plan(request: Request, say: Say) -> Plan:
         request.utilisation,
     )
     demands = [demand for demand in demands_of(list(states.values())) if demand.artifact in names]
-    lines = tuple(_line(demand, works, forecaster, request.device) for demand in demands)
-    whole = _line(together(demands), works, forecaster, request.device) if demands else None
-    if whole is None:
-        raise UserError(f"{', '.join(names)}: no runs to plan, only theory's checks; scripts/theory.py runs them")
+    shown = demands if request.names else [together([d for d in demands if d.artifact == name]) for name in names]
+    lines = tuple(_line(demand, works, forecaster, request.device) for demand in shown)
+    whole = _line(together(demands), works, forecaster, request.device)
     kinds = tuple(_kinds(demands, works, request, say))
     say("what the seeds can resolve")
     seeds = request.seeds or study.ladder.seeds
@@ -179,7 +177,8 @@ def _kinds(demands: Sequence[Demand], works: _Works, request: Request, say: Say)
                 work, optimizer = works.of(run.config), run.config["optimizer"]["name"]
                 kind = (work.shape, optimizer, work.batch, run.config["machine"]["micro_batch_size"])
                 alike.setdefault(kind, (demand.size, optimizer, {}))[2][key] = run.config, work
-    for (_, _, batch, micro_batch), (size, optimizer, runs) in alike.items():
+    ordered = sorted(alike.items(), key=lambda pair: (next(iter(pair[1][2].values()))[1].parameters, pair[1][1]))
+    for (_, _, batch, micro_batch), (size, optimizer, runs) in ordered:
         check_devices(request.device, batch, size)
         distinct = {work.held: work for _, work in runs.values()}
         say(f"memory of {size}, {optimizer}")
