@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedModel
 
 from cwd.evidence.artifact_files import artifact_names, load_ladder
 from cwd.evidence.document import Document, Table
@@ -68,21 +69,23 @@ def _train(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setti
     model = shape.build().train()
     if shape.checkpointing:
         checkpoint_layers(model)
-    groups = assign_groups(
-        model.named_parameters(), patterns_of(optimizer["groups"]), lr=1e-3, weight_decay=0.1, decay=mode
-    )
+    groups = assign_groups(model.named_parameters(), patterns_of(optimizer), lr=1e-3, weight_decay=0.1, decay=mode)
     defaults = {"rule": optimizer["name"], "lr": 1e-3, **RULES[optimizer["name"]].defaults}
     stepper = RuleOptimizer([group for group in groups if group["params"]], defaults, compile=False, flat=True)
     rows = torch.zeros(setting.micro_batch, shape.seq_len, dtype=torch.int64)
     for _ in range(STEPS):
         for _ in range(2 if setting.accumulates else 1):
-            with torch.autocast("cpu", torch.bfloat16, enabled=shape.bf16):
-                logits = model(input_ids=rows).logits
-            loss = F.cross_entropy(logits.float().flatten(0, 1), rows.flatten())
-            del logits
-            loss.backward()
+            _loss(model, rows, shape).backward()
         stepper.step()
         stepper.zero_grad()
+
+
+def _loss(model: PreTrainedModel, rows: torch.Tensor, shape: Shape) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=shape.bf16):
+        if shape.chunked_loss:
+            return model(input_ids=rows, targets=rows, use_cache=False)[0] / rows.numel()
+        logits = model(input_ids=rows, use_cache=False).logits
+    return F.cross_entropy(logits.float().flatten(0, 1), rows.flatten())
 
 
 def _events(tree: list[Any]) -> Iterator[Any]:
@@ -93,7 +96,7 @@ def _events(tree: list[Any]) -> Iterator[Any]:
 
 def memory_row(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting) -> tuple[int, int]:
     """(predicted, measured) bytes at the peak."""
-    held = parameters_of(shape, optimizer["groups"], mode)
+    held = parameters_of(shape, optimizer, mode)
     return memory_of(shape, held, setting).peak, measured_peak(shape, optimizer, mode, setting)
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from cwd.errors import UserError
 from cwd.planning.devices import Device
 from cwd.planning.memory import SHARDINGS, Memory, Setting, memory_of
+from cwd.planning.trace import Shape, takes_targets
 from cwd.planning.work import Work
+
+ALL_LOGITS = 2**27  # of a micro-batch, above which the trainer takes the loss by chunks
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,12 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Layout:
-    """A setting, its memory, and whether that fits the device."""
+    """A setting, its memory, and whether that fits the device; ``shape`` as it was traced."""
 
     setting: Setting
     memory: Memory
     fits: bool
-    checkpointing: bool
-    chunked_loss: bool
+    shape: Shape
 
 
 def check_devices(device: Device, batch: int, size: str) -> None:
@@ -85,12 +89,21 @@ def remedies(works: Sequence[Work], device: Device, wishes: Wishes) -> list[str]
 
 
 def _layout(works: Sequence[Work], setting: Setting, device: Device, wishes: Wishes) -> Layout:
-    found = []
-    for work in works:
-        shape = replace(work.shape, checkpointing=wishes.checkpointing, chunked_loss=wishes.chunked_loss)
-        found.append(memory_of(shape, work.held, setting))
-    largest = max(found, key=lambda memory: memory.peak)
-    return Layout(setting, largest, largest.peak <= device.usable, wishes.checkpointing, wishes.chunked_loss)
+    shape = replace(
+        works[0].shape,
+        checkpointing=wishes.checkpointing or works[0].shape.checkpointing,
+        chunked_loss=wishes.chunked_loss or _by_chunks(works[0], setting.micro_batch),
+    )
+    largest = max((memory_of(shape, work.held, setting) for work in works), key=lambda memory: memory.peak)
+    return Layout(setting, largest, largest.peak <= device.usable, shape)
+
+
+def _by_chunks(work: Work, sequences: int) -> bool:
+    """Whether the trainer would compute the loss by chunks: where the model can, and all logits would be too many."""
+    with torch.device("meta"):
+        model = work.shape.build()
+    rows = model.get_output_embeddings().weight.shape[0]
+    return takes_targets(model) and sequences * work.shape.seq_len * rows > ALL_LOGITS
 
 
 def _shardings(device: Device, wished: str | None) -> Iterator[str]:

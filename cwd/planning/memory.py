@@ -123,14 +123,18 @@ def memory_of(shape: Shape, held: Sequence[Held], setting: Setting, *, compiled:
     )
 
 
-def parameters_of(shape: Shape, groups: Sequence[Mapping[str, Any]], mode: str) -> tuple[Held, ...]:
+def parameters_of(
+    shape: Shape, optimizer: Mapping[str, Any], mode: str, beside: Sequence[str] = ()
+) -> tuple[Held, ...]:
     """Every parameter of the model with its rule and mode.
 
     Args:
-        groups: the optimizer's, of the configuration.
+        optimizer: the configuration's section.
         mode: of the decay, where the group decays.
+        beside: globs of what the model itself keeps from Muon.
     """
-    patterns = patterns_of(groups)
+    patterns = patterns_of(optimizer, beside)
+    most = optimizer.get("dim_threshold") or math.inf  # a longer side than this goes to AdamW, in a group of its own
     with torch.device("meta"):
         model = shape.build()
     inside = {
@@ -141,15 +145,21 @@ def parameters_of(shape: Shape, groups: Sequence[Mapping[str, Any]], mode: str) 
     }
     assigned = assign_groups(model.named_parameters(), patterns, lr=1.0, weight_decay=1.0, decay=mode)
     return tuple(
-        Held(name, tuple(p.shape), group["rule"], group["decay"], number, id(p) in inside)
+        Held(name, tuple(p.shape), "adamw", group["decay"], -1 - number, id(p) in inside)
+        if group["rule"] == "muon" and max(p.shape) > most
+        else Held(name, tuple(p.shape), group["rule"], group["decay"], number, id(p) in inside)
         for number, group in enumerate(assigned)
         for name, p in group["params"]
     )
 
 
-def patterns_of(groups: Sequence[Mapping[str, Any]]) -> list[GroupPattern]:
-    """The configuration's groups as cwd.optim takes them, with the rules' own hyperparameters."""
-    return [GroupPattern(one["match"], one["rule"], one["decay"], one["lr_multiple"]) for one in groups]
+def patterns_of(optimizer: Mapping[str, Any], beside: Sequence[str] = ()) -> list[GroupPattern]:
+    """The configuration's groups as cwd.optim takes them, after what the model keeps from Muon; with the rules' own
+    hyperparameters, which take no memory.
+    """
+    first = [GroupPattern(beside, "adamw")] if optimizer["name"] == "muon" and beside else []
+    groups = (GroupPattern(one["match"], one["rule"], one["decay"], one["lr_multiple"]) for one in optimizer["groups"])
+    return [*first, *groups]
 
 
 def state_bytes(one: Held) -> int:

@@ -195,16 +195,11 @@ def _time_remarks(plan: Plan) -> Iterable[str]:
 
 
 def _memory_remarks(plan: Plan) -> Iterable[str]:
-    wishes = plan.request.wishes
-    again = (
-        "computed again in the backward pass" if wishes.checkpointing else "kept (--checkpointing computes them again)"
-    )
-    whole = "never there as a whole" if wishes.chunked_loss else "there as a whole (--chunked-loss: never)"
     yield MEMORY_MODEL
-    yield f"Activations are {again}. Logits are {whole}."
+    yield from dict.fromkeys(_shape_remark(kind) for kind in plan.kinds)
     if not plan.request.device.is_cpu:
         yield (
-            "Micro-batch, for machine.micro_batch_size: the largest that fits, with the simplest sharding that fits: "
+            "Micro-batch (machine.micro_batch_size): the largest that fits, with the simplest sharding that fits: "
             "none, over a node's devices (hybrid), over all (full)."
         )
     for kind in plan.kinds:
@@ -215,6 +210,15 @@ def _memory_remarks(plan: Plan) -> Iterable[str]:
         "Disk: float32 weights of every run, for good; checkpoints while it goes on (two, and one being written); a "
         f"token file from which no run sees a token twice takes {_gigabytes(token_data(plan.kinds))} GB."
     )
+
+
+def _shape_remark(kind: Kind) -> str:
+    """What of the pass is not kept."""
+    shape = kind.layout.shape
+    activations = "computed again in the backward pass" if shape.checkpointing else "kept, without --checkpointing"
+    logits = "never there as a whole" if shape.chunked_loss else "there as a whole, without --chunked-loss"
+    scores = "never there as a whole (fused attention)" if shape.fused else "there as a whole (attention is not fused)"
+    return f"{kind.size}: activations of the layers are {activations}; logits are {logits}; scores are {scores}."
 
 
 def _against_the_paper(plan: Plan) -> str:

@@ -122,11 +122,11 @@ class _Works:
     """The size of each run, once for all that differ in seed."""
 
     def __init__(self, request: Request) -> None:
-        self.vocabularies = dict(request.vocabularies)
+        self.vocabularies, self._on_cpu = dict(request.vocabularies), request.device.is_cpu
 
     def of(self, config: Plain) -> Work:
         """Raises Unplanned."""
-        return work_of(config, self.vocabularies)
+        return work_of(config, self.vocabularies, self._on_cpu)
 
     def known(self, config: Plain) -> bool:
         """Whether there is one."""

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 from cwd.models import build
 
 TWO, THREE = 2, 3  # one sequence alone takes other paths: a dimension of size 1 is never copied to be laid out anew
-CHUNK = 1024  # tokens whose logits are there at once, in a loss that is computed in chunks
+CHUNK = 2**26  # logits that are there at once, in a loss by chunks of tokens
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Shape:
     vocab_size: int
     seq_len: int
     bf16: bool = False
+    fused: bool = False  # attention that never holds the scores of all pairs of positions
     checkpointing: bool = False  # activations of each layer are computed again in the backward pass
     chunked_loss: bool = False  # the logits are never there as a whole
     held: frozenset[str] = frozenset()
@@ -48,6 +50,8 @@ class Shape:
         """The model, on the device and in the mode that are set."""
         shape = dict(self.model)
         family = shape.pop("family")
+        if self.fused and family == "simply":  # a fused kernel caps the scores inside; what it keeps is the same
+            shape |= {"attn_softcap": None, "attn_implementation": "sdpa"}
         return build(family, vocab_size=self.vocab_size, seq_len=self.seq_len, **shape)
 
 
@@ -72,8 +76,20 @@ class Pass:
 def trace_pass(shape: Shape) -> Pass:
     """The pass of a model of this shape."""
     two, three = (_levels(shape, sequences) for sequences in (TWO, THREE))
-    slopes = tuple(b - a for a, b in zip(two, three, strict=True))
-    return Pass(tuple(a - TWO * slope for a, slope in zip(two, slopes, strict=True)), slopes)
+    slopes = [b - a for a, b in zip(two, three, strict=True)]
+    fixed = [a - TWO * slope for a, slope in zip(two, slopes, strict=True)]
+    extra, extra_slope = _of_chunks(shape) if shape.chunked_loss else (0, 0)
+    return Pass(tuple(a + extra for a in fixed), tuple(slope + extra_slope for slope in slopes))
+
+
+def _of_chunks(shape: Shape) -> tuple[int, int]:
+    """What a loss by chunks holds that _loss does not: its own sum of the head's gradient, and the gradients of the
+    head's inputs before and after they are scaled (bytes, and bytes for a sequence).
+    """
+    with torch.device("meta"):
+        head = shape.build().get_output_embeddings()
+    inputs = shape.seq_len * head.weight.shape[1] * (2 if shape.bf16 else 4)
+    return 4 * head.weight.numel(), 2 * inputs
 
 
 def count_flops(shape: Shape, sequences: int) -> int:
@@ -103,16 +119,20 @@ def _levels(shape: Shape, sequences: int) -> list[int]:
 
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Computes the activations of each layer again in the backward pass, instead of keeping them."""
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def takes_targets(model: PreTrainedModel) -> bool:
+    """Whether its forward computes the loss itself, by chunks of tokens."""
+    return "targets" in signature(model.forward).parameters
 
 
 def _loss(model: PreTrainedModel, shape: Shape, sequences: int) -> Tensor:
     ids = torch.zeros(sequences, shape.seq_len, dtype=torch.int64)
     # A chunk's logits at a time take as much as the logits of so many positions.
-    keep = max(1, min(CHUNK // sequences, shape.seq_len)) if shape.chunked_loss else 0
+    keep = max(1, min(CHUNK // shape.vocab_size // sequences, shape.seq_len)) if shape.chunked_loss else 0
     with torch.autocast("cpu", torch.bfloat16) if shape.bf16 else nullcontext():
-        logits = model(input_ids=ids, **({"logits_to_keep": keep} if keep else {})).logits
+        logits = model(input_ids=ids, use_cache=False, **({"logits_to_keep": keep} if keep else {})).logits
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, -keep:].flatten())
 
 

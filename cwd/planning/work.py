@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from cwd.planning.trace import Shape
 
 KEPT = 2  # checkpoints of a run that goes on (cwd.training.checkpoint), and one that is being written
 BYTES_IDS = 256  # of the tokenizer "bytes"
+NAMES = ("beside_muon", "normalized")  # of a model's section: names for the optimizer, no part of the shape
+FLEX = (16, 32, 64, 128, 256)  # sizes of a head
 VALUE = 35  # bytes of a number with its name in the metrics file
 FIELDS = 6  # numbers for each tensor and step that is measured
 
@@ -69,24 +72,27 @@ class Work:
         return 1 if self.shape.vocab_size <= 2**8 else 2 if self.shape.vocab_size <= 2**16 else 4
 
 
-def work_of(config: Mapping[str, Any], vocabularies: Mapping[str, int]) -> Work:
+def work_of(config: Mapping[str, Any], vocabularies: Mapping[str, int], on_cpu: bool) -> Work:
     """The size of a run.
 
     Args:
         config: the whole configuration.
         vocabularies: ids of the tokenizers that the configuration does not say it of.
+        on_cpu: whether it is to run there, which may decide its attention.
 
     Raises:
         Unplanned: the model is no language model, or the number of ids is not known.
     """
-    family, training = config["model"]["family"], config["training"]
+    family, training, machine = config["model"]["family"], config["training"], config["machine"]
     if family not in FAMILIES or "tokenizer" not in config["dataset"]:
         raise Unplanned(f"a cost model for {family}: only language models are planned")
     shape = Shape(
-        tuple(sorted((name, value) for name, value in config["model"].items())),
+        tuple(sorted((name, value) for name, value in config["model"].items() if name not in NAMES)),
         _ids(config["dataset"], vocabularies),
         training["seq_len"],
         bf16=training["precision"] == "bf16",
+        fused=_fused(config["model"], machine.get("attention"), on_cpu),
+        checkpointing=bool(machine.get("activation_checkpointing")),
     )
     per_token, parameters = _counts(shape)
     tokens = training["steps"] * training["batch_size"] * training["seq_len"]
@@ -94,7 +100,9 @@ def work_of(config: Mapping[str, Any], vocabularies: Mapping[str, int]) -> Work:
     evaluated = (1 + math.ceil(training["steps"] / evaluation["every"])) * evaluation["sequences"] * training["seq_len"]
     return Work(
         shape,
-        _held(shape, _frozen(config["optimizer"]["groups"]), config["decay"]["mode"]),
+        _held(
+            shape, json.dumps(config["optimizer"]), config["decay"]["mode"], tuple(config["model"].get(NAMES[0], ()))
+        ),
         parameters,
         tokens,
         evaluated,
@@ -124,9 +132,15 @@ def _counts(shape: Shape) -> tuple[int, int]:
 
 
 @cache
-def _held(shape: Shape, groups: tuple[Any, ...], mode: str) -> tuple[Held, ...]:
-    return parameters_of(shape, [{**dict(one), "match": list(dict(one)["match"])} for one in groups], mode)
+def _held(shape: Shape, optimizer: str, mode: str, beside: tuple[str, ...]) -> tuple[Held, ...]:
+    return parameters_of(shape, json.loads(optimizer), mode, beside)
 
 
-def _frozen(groups: list[dict[str, Any]]) -> tuple[Any, ...]:
-    return tuple(tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(one.items())) for one in groups)
+def _fused(model: Mapping[str, Any], attention: str | None, on_cpu: bool) -> bool:
+    """Whether attention never holds all scores: as machine.attention says; auto, on GPUs, where the heads' size is one
+    that flex attention takes on each of them.
+    """
+    if attention != "auto":
+        return attention in ("sdpa", "flex_attention")
+    size = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
+    return not on_cpu and (model.get("attn_softcap") is None or size in FLEX)
