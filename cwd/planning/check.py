@@ -26,7 +26,8 @@ from cwd.models.zoo import FAMILIES
 from cwd.optim import RULES, RuleOptimizer, assign_groups
 from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs, total
 from cwd.planning.memory import Setting, memory_of, parameters_of, patterns_of
-from cwd.planning.trace import Shape, checkpoint_layers, count_flops
+from cwd.planning.trace import Shape, checkpoint_layers, count_flops, takes_targets
+from cwd.planning.work import BESIDE, shape_of
 from cwd.sweeps import compose_config
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would write lines of its own
@@ -38,20 +39,25 @@ MANY = 20  # runs from which half can forecast the other half
 
 
 def reduced(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's section at WIDTH: the heads keep their number, and what else is a width its ratio."""
-    small = dict(model)
-    ratio = WIDTH / model["hidden_size"]
-    for name in ("hidden_size", "head_dim", "intermediate_size"):
+    """A model's section at about WIDTH: the heads keep their number, and what else is a width its ratio. The table has
+    as many rows as there are ids.
+    """
+    heads = model["num_attention_heads"]
+    width = heads * 2 * max(1, round(WIDTH / heads / 2))
+    small = {**model, "hidden_size": width}
+    for name in ("head_dim", "intermediate_size"):
         if small.get(name):
-            small[name] = max(2, round(small[name] * ratio / 2) * 2)
-    return small
+            small[name] = max(2, round(small[name] * width / model["hidden_size"] / 2) * 2)
+    return {**small, "embedding_size": None} if "embedding_size" in model else small
 
 
-def measured_peak(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting) -> int:
+def measured_peak(
+    shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...] = ()
+) -> int:
     """The most bytes that are allocated at one time from the model's birth to the end of the third update."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _train(shape, optimizer, mode, setting)
+        _train(shape, optimizer, mode, setting, beside)
     changes = [
         (event.start_time_ns, event.extra_fields.alloc_size)
         for event in _events(profiler.profiler.kineto_results.experimental_event_tree())
@@ -64,12 +70,14 @@ def measured_peak(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting
     return highest
 
 
-def _train(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting) -> None:
+def _train(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...]) -> None:
     """As the trainer does it, without what the trainer logs."""
     model = shape.build().train()
     if shape.checkpointing:
         checkpoint_layers(model)
-    groups = assign_groups(model.named_parameters(), patterns_of(optimizer), lr=1e-3, weight_decay=0.1, decay=mode)
+    groups = assign_groups(
+        model.named_parameters(), patterns_of(optimizer, beside), lr=1e-3, weight_decay=0.1, decay=mode
+    )
     defaults = {"rule": optimizer["name"], "lr": 1e-3, **RULES[optimizer["name"]].defaults}
     stepper = RuleOptimizer([group for group in groups if group["params"]], defaults, compile=False, flat=True)
     rows = torch.zeros(setting.micro_batch, shape.seq_len, dtype=torch.int64)
@@ -94,10 +102,12 @@ def _events(tree: list[Any]) -> Iterator[Any]:
         yield from _events(event.children)
 
 
-def memory_row(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting) -> tuple[int, int]:
+def memory_row(
+    shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...] = ()
+) -> tuple[int, int]:
     """(predicted, measured) bytes at the peak."""
-    held = parameters_of(shape, optimizer, mode)
-    return memory_of(shape, held, setting).peak, measured_peak(shape, optimizer, mode, setting)
+    held = parameters_of(shape, optimizer, mode, beside)
+    return memory_of(shape, held, setting).peak, measured_peak(shape, optimizer, mode, setting, beside)
 
 
 def flops_row(shape: Shape) -> tuple[int, int]:
@@ -114,14 +124,16 @@ def check_page(scale: str, runs: Path, say: Callable[[str], None]) -> Document:
     torch.set_num_threads(1)
     memory, flops = [], []
     for size, model in _models(scale).items():
-        shape = Shape(tuple(sorted(reduced(model).items())), IDS, TOKENS)
-        full = Shape(tuple(sorted(model.items())), IDS, TOKENS)
+        shape, full = (shape_of(section, IDS, TOKENS) for section in (reduced(model), model))
+        beside = tuple(model.get(BESIDE, ()))
         say(f"operations of {size}")
         flops += [_compared((size, name), *flops_row(one)) for name, one in (("as it is", full), ("reduced", shape))]
         for optimizer, section in _optimizers().items():
             for name, case, setting in _cases(shape):
                 say(f"memory of {size}, {optimizer}, {name}")
-                memory.append(_compared((size, optimizer, name), *memory_row(case, section, "cautious", setting)))
+                memory.append(
+                    _compared((size, optimizer, name), *memory_row(case, section, "cautious", setting, beside))
+                )
     tables = (
         _table("Peak memory of training, bytes", ("size", "optimizer", "case"), memory),
         _table("Operations of a forward and backward pass of two sequences", ("size", "model"), flops),
@@ -158,7 +170,13 @@ def _cases(shape: Shape) -> list[tuple[str, Shape, Setting]]:
         ("float32", shape, plain),
         ("bfloat16, two micro-batches", replace(shape, bf16=True), replace(plain, accumulates=True)),
         ("checkpointing", replace(shape, checkpointing=True), plain),
+        *([("loss by chunks", replace(shape, chunked_loss=True), plain)] if _takes_targets(shape) else []),
     ]
+
+
+def _takes_targets(shape: Shape) -> bool:
+    with torch.device("meta"):
+        return takes_targets(shape.build())
 
 
 def _time_table(scale: str, runs: Path) -> list[Table]:

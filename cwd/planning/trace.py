@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -96,17 +96,18 @@ def count_flops(shape: Shape, sequences: int) -> int:
     """Floating-point operations of matrix products in a forward and backward pass, as torch.utils.flop_counter has
     them.
     """
-    with FakeTensorMode(), FlopCounterMode(display=False) as counter:
-        model = shape.build().train()
-        _loss(model, shape, sequences).backward()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = _fake(shape)
+        with FlopCounterMode(display=False) as counter:
+            _loss(model, shape, sequences).backward()
     return counter.get_total_flops()
 
 
 def _levels(shape: Shape, sequences: int) -> list[int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fake tensors cannot be copied to where some warnings look
-        with FakeTensorMode():
-            model = shape.build().train()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model = _fake(shape)
             for name, parameter in model.named_parameters():
                 if name in shape.held:
                     parameter.grad = torch.zeros_like(parameter)
@@ -115,6 +116,15 @@ def _levels(shape: Shape, sequences: int) -> list[int]:
             with Living(model) as living:
                 _loss(model, shape, sequences).backward()
     return living.levels
+
+
+def _fake(shape: Shape) -> PreTrainedModel:
+    """The model with fake tensors. It is built on the meta device, as fake ones would not say where a draw is cut."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        model = shape.build()
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    return model.train()
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,8 @@ from cwd.planning.trace import Shape
 
 KEPT = 2  # checkpoints of a run that goes on (cwd.training.checkpoint), and one that is being written
 BYTES_IDS = 256  # of the tokenizer "bytes"
-NAMES = ("beside_muon", "normalized")  # of a model's section: names for the optimizer, no part of the shape
+BESIDE = "beside_muon"  # of a model's section: globs of what it keeps from Muon
+NAMES = (BESIDE, "normalized")  # names for the optimizer, no part of the shape
 FLEX = (16, 32, 64, 128, 256)  # sizes of a head
 VALUE = 35  # bytes of a number with its name in the metrics file
 FIELDS = 6  # numbers for each tensor and step that is measured
@@ -86,10 +87,8 @@ def work_of(config: Mapping[str, Any], vocabularies: Mapping[str, int], on_cpu: 
     family, training, machine = config["model"]["family"], config["training"], config["machine"]
     if family not in FAMILIES or "tokenizer" not in config["dataset"]:
         raise Unplanned(f"a cost model for {family}: only language models are planned")
-    shape = Shape(
-        tuple(sorted((name, value) for name, value in config["model"].items() if name not in NAMES)),
-        _ids(config["dataset"], vocabularies),
-        training["seq_len"],
+    shape = replace(
+        shape_of(config["model"], _ids(config["dataset"], vocabularies), training["seq_len"]),
         bf16=training["precision"] == "bf16",
         fused=_fused(config["model"], machine.get("attention"), on_cpu),
         checkpointing=bool(machine.get("activation_checkpointing")),
@@ -100,9 +99,7 @@ def work_of(config: Mapping[str, Any], vocabularies: Mapping[str, int], on_cpu: 
     evaluated = (1 + math.ceil(training["steps"] / evaluation["every"])) * evaluation["sequences"] * training["seq_len"]
     return Work(
         shape,
-        _held(
-            shape, json.dumps(config["optimizer"]), config["decay"]["mode"], tuple(config["model"].get(NAMES[0], ()))
-        ),
+        _held(shape, json.dumps(config["optimizer"]), config["decay"]["mode"], tuple(config["model"].get(BESIDE, ()))),
         parameters,
         tokens,
         evaluated,
@@ -110,6 +107,11 @@ def work_of(config: Mapping[str, Any], vocabularies: Mapping[str, int], on_cpu: 
         training["batch_size"],
         training["steps"] // telemetry if telemetry else 0,
     )
+
+
+def shape_of(model: Mapping[str, Any], vocab_size: int, seq_len: int) -> Shape:
+    """The shape of a model's section."""
+    return Shape(tuple(sorted((k, v) for k, v in model.items() if k not in NAMES)), vocab_size, seq_len)
 
 
 def _ids(dataset: Mapping[str, Any], vocabularies: Mapping[str, int]) -> int:
