@@ -10,16 +10,17 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Collection
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,7 +99,8 @@ def count_flops(shape: Shape, sequences: int) -> int:
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = _fake(shape)
-        with FlopCounterMode(display=False) as counter:
+        # The counter knows no fused attention of a CPU; the plain one does the same products.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             _loss(model, shape, sequences).backward()
     return counter.get_total_flops()
 
@@ -141,7 +143,9 @@ def _loss(model: PreTrainedModel, shape: Shape, sequences: int) -> Tensor:
     ids = torch.zeros(sequences, shape.seq_len, dtype=torch.int64)
     # A chunk's logits at a time take as much as the logits of so many positions.
     keep = max(1, min(CHUNK // shape.vocab_size // sequences, shape.seq_len)) if shape.chunked_loss else 0
-    with torch.autocast("cpu", torch.bfloat16) if shape.bf16 else nullcontext():
+    # transformers cannot look at fake positions, and would take the rows for packed ones, with a mask of their own.
+    whole_rows = patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+    with whole_rows, torch.autocast("cpu", torch.bfloat16, enabled=shape.bf16):
         logits = model(input_ids=ids, use_cache=False, **({"logits_to_keep": keep} if keep else {})).logits
     return F.cross_entropy(logits.float().flatten(0, 1), ids[:, -keep:].flatten())
 
