@@ -8,6 +8,7 @@ tensors (cwd.planning.trace). Bytes are those that are asked for; what an alloca
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -188,7 +189,7 @@ def step_bytes(held: Sequence[Held], setting: Setting, compiled: bool) -> int:
     buffers = [sum(one.elements for one in held if one.group == number) for number in flat]
     matrices = [one for one in held if RULES[one.rule].matrices_only]
     most = max((_orthogonalising(one, setting) for one in matrices), default=0)
-    most = max(most, STACKED * min(sum(one.elements for one in matrices if one.elements <= SMALL), _stack(setting)))
+    most = max(most, STACKED * _stack([one for one in matrices if one.elements <= SMALL], setting))
     if not compiled:
         alone = [one for one in held if not RULES[one.rule].matrices_only and one.group not in flat]
         sizes = [(elements, False, False) for elements in buffers]
@@ -197,8 +198,13 @@ def step_bytes(held: Sequence[Held], setting: Setting, compiled: bool) -> int:
     return FLOAT * max(most, *buffers, 0)  # a group is copied into its buffer once, before the first step
 
 
-def _stack(setting: Setting) -> int:
-    return (STACK_BYTES if setting.on_cpu else ACCELERATOR_BYTES) // FLOAT
+def _stack(matrices: Sequence[Held], setting: Setting) -> int:
+    """Elements of the largest stack: matrices of one shape, as many as may be stepped together."""
+    alike = Counter[tuple[int, ...]]()
+    for one in matrices:
+        alike[one.shape] += one.elements
+    most = (STACK_BYTES if setting.on_cpu else ACCELERATOR_BYTES) // FLOAT
+    return min(max(alike.values(), default=0), most)
 
 
 def _needs(one: Held) -> tuple[bool, bool]:
