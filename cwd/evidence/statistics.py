@@ -126,7 +126,7 @@ def power(effect: float, sd: float, n: int, level: float = LEVEL) -> float:
 
     shift = abs(effect) * math.sqrt(n) / sd
     threshold = float(stdtrit(n - 1, 1 - level / 2))
-    if shift > 30 + 10 * threshold:  # beyond what the noncentral t's series can do, and sure
+    if shift > max(30, 10 * threshold):  # beyond what the noncentral t's series can do, and sure
         return 1.0
     return 1 - float(nctdtr(n - 1, shift, threshold))
 
