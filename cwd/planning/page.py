@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable
 
 from cwd.evidence.document import Document, Table
 from cwd.evidence.tables import NAMES, where_of
 from cwd.planning.demand import THEORY
 from cwd.planning.devices import USABLE
-from cwd.planning.forecast import REASON, UTILISATION, Total
+from cwd.planning.forecast import REASON, UTILISATION
+from cwd.planning.numbers import data_of, disk, token_data
 from cwd.planning.plan import Kind, Line, Plan
 from cwd.planning.strength import Strength, hardest
 
-GB, HOUR = 1e9, 3600.0
+UNITS = {"GB": 1e9, "MB": 1e6}
+HOUR = 3600.0
 RUNS = (
     "artifact", "size", "needs", "runs", "done", "shared", "missing", "waiting", "tokens a run", "FLOPs to do",
 )  # fmt: skip
@@ -54,7 +54,7 @@ def page(plan: Plan) -> Document:
     name = f"plan_{names[0]}" if len(names) == 1 else "plan"
     what = ", ".join(names) if names else "every artifact"
     title = f"{what}, {plan.request.scale} scale, on {_devices(plan)}"
-    return Document(name, title, (), tuple(parts), tuple(_remarks(plan)), _data(plan))
+    return Document(name, title, (), tuple(parts), tuple(_remarks(plan)), data_of(plan))
 
 
 def _devices(plan: Plan) -> str:
@@ -90,10 +90,12 @@ def _run_row(plan: Plan, line: Line, name: str, size: str) -> tuple[str, ...]:
 
 def _memory_table(plan: Plan) -> Table:
     """A line for each size and optimizer, on one device."""
-    return Table("Memory on one device, GB", MEMORY, tuple(_memory_row(plan, kind) for kind in plan.kinds), 3)
+    unit = _byte_unit(kind.layout.memory.peak for kind in plan.kinds)
+    rows = tuple(_memory_row(plan, kind, unit) for kind in plan.kinds)
+    return Table(f"Memory on one device, {unit}", MEMORY, rows, 3)
 
 
-def _memory_row(plan: Plan, kind: Kind) -> tuple[str, ...]:
+def _memory_row(plan: Plan, kind: Kind, unit: str) -> tuple[str, ...]:
     memory, setting = kind.layout.memory, kind.layout.setting
     parts = (*vars(memory).values(), plan.request.device.usable)  # in the order of MEMORY
     return (
@@ -102,7 +104,7 @@ def _memory_row(plan: Plan, kind: Kind) -> tuple[str, ...]:
         setting.sharding,
         str(setting.micro_batch),
         _short(kind.works[0].parameters),
-        *(_gigabytes(part) for part in parts),
+        *(_bytes(part, unit) for part in parts),
         "yes" if kind.layout.fits else "no",
     )
 
@@ -110,28 +112,15 @@ def _memory_row(plan: Plan, kind: Kind) -> tuple[str, ...]:
 def _disk_table(plan: Plan) -> Table:
     """What the runs to do leave, and what lies there while they go on."""
     columns = ("size", "optimizer", "runs", "final weights", "records", "checkpoints of a run")
-    rows = []
-    for kind in plan.kinds:
-        work = kind.works[0]
-        stays = (kind.runs * work.weights, kind.runs * work.record, work.checkpoints)
-        rows.append((kind.size, _name(kind.optimizer), str(kind.runs), *(_gigabytes(one) for one in stays)))
-    weights, records, checkpoints = disk(plan.kinds)
-    rows.append(
-        ("all", "", str(sum(kind.runs for kind in plan.kinds)), *map(_gigabytes, (weights, records, checkpoints)))
-    )
-    return Table("Disk, GB", columns, tuple(rows), 2)
-
-
-def disk(kinds: Sequence[Kind]) -> tuple[float, float, float]:
-    """Bytes of all final weights, of all records, and of the checkpoints of one run, the largest."""
-    weights = sum(kind.runs * kind.works[0].weights for kind in kinds)
-    records = sum(kind.runs * kind.works[0].record for kind in kinds)
-    return weights, records, max((kind.works[0].checkpoints for kind in kinds), default=0)
-
-
-def token_data(kinds: Sequence[Kind]) -> float:
-    """Bytes of a packed token file from which the longest run would see no token twice."""
-    return max((work.tokens * work.token_bytes for kind in kinds for work in kind.works), default=0)
+    whole = disk(plan.kinds)
+    unit = _byte_unit(whole)
+    rows = [
+        (kind.size, _name(kind.optimizer), str(kind.runs), *(_bytes(one, unit) for one in disk([kind])))
+        for kind in plan.kinds
+    ]
+    runs = sum(kind.runs for kind in plan.kinds)
+    rows.append(("all", "", str(runs), *(_bytes(one, unit) for one in whole)))
+    return Table(f"Disk, {unit}", columns, tuple(rows), 2)
 
 
 def _strength_table(plan: Plan) -> Table:
@@ -167,7 +156,7 @@ def _remarks(plan: Plan) -> Iterable[str]:
     yield from _time_remarks(plan)
     yield FLOPS
     yield (
-        f"Device: {device.source}; {device.flops / 1e12:g} TFLOPS; of {device.memory / GB:.4g} GB {USABLE:.0%} is "
+        f"Device: {device.source}; {device.flops / 1e12:g} TFLOPS; of {device.memory / 1e9:.4g} GB {USABLE:.0%} is "
         "planned with, the rest is the context's, the libraries' and the allocator's."
     )
     if plan.kinds:
@@ -196,7 +185,9 @@ def _time_remarks(plan: Plan) -> Iterable[str]:
 
 def _memory_remarks(plan: Plan) -> Iterable[str]:
     yield MEMORY_MODEL
-    yield from dict.fromkeys(_shape_remark(kind) for kind in plan.kinds)
+    told = [(kind.size, _shape_remark(kind)) for kind in plan.kinds]
+    for remark in dict.fromkeys(remark for _, remark in told):
+        yield f"{', '.join(dict.fromkeys(size for size, one in told if one == remark))}: {remark}"
     if not plan.request.device.is_cpu:
         yield (
             "Micro-batch (machine.micro_batch_size): the largest that fits, with the simplest sharding that fits: "
@@ -206,9 +197,11 @@ def _memory_remarks(plan: Plan) -> Iterable[str]:
         if not kind.layout.fits:
             found = " or ".join(kind.remedies) or "no option here; it needs larger or more devices"
             yield f"{kind.size}, {_name(kind.optimizer)}: does not fit; what helps: {found}."
+    size = token_data(plan.kinds)
+    tokens = f"{_bytes(size, _byte_unit([size]))} {_byte_unit([size])}"
     yield (
         "Disk: float32 weights of every run, for good; checkpoints while it goes on (two, and one being written); a "
-        f"token file from which no run sees a token twice takes {_gigabytes(token_data(plan.kinds))} GB."
+        f"token file from which no run sees a token twice takes {tokens}."
     )
 
 
@@ -218,7 +211,7 @@ def _shape_remark(kind: Kind) -> str:
     activations = "computed again in the backward pass" if shape.checkpointing else "kept, without --checkpointing"
     logits = "never there as a whole" if shape.chunked_loss else "there as a whole, without --chunked-loss"
     scores = "never there as a whole (fused attention)" if shape.fused else "there as a whole (attention is not fused)"
-    return f"{kind.size}: activations of the layers are {activations}; logits are {logits}; scores are {scores}."
+    return f"activations of the layers are {activations}; logits are {logits}; scores are {scores}."
 
 
 def _against_the_paper(plan: Plan) -> str:
@@ -253,67 +246,15 @@ def _short(count: float) -> str:
     return f"{count:g}"
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / GB:,.1f}" if size >= 10 * GB else f"{size / GB:.3g}" if size >= 1e5 else f"{size / GB:.1g}"
+def _byte_unit(sizes: Iterable[float]) -> str:
+    """GB, or MB where nothing reaches one."""
+    return "GB" if max(sizes, default=0) >= UNITS["GB"] else "MB"
+
+
+def _bytes(size: float, unit: str) -> str:
+    value = size / UNITS[unit]
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _name(optimizer: str) -> str:
     return NAMES.get(optimizer, optimizer)
-
-
-def _data(plan: Plan) -> dict[str, Any]:
-    """The plan for JSON: bytes, seconds and operations, unrounded."""
-    request = plan.request
-    return {
-        "scale": request.scale,
-        "device": asdict(request.device),
-        "price": request.price,
-        "seeds": plan.seeds,
-        "lines": [_line_data(line) for line in plan.lines],
-        "each_run_once": _line_data(plan.whole),
-        "memory": [
-            {"size": kind.size, "optimizer": kind.optimizer, "runs": kind.runs, "fits": kind.layout.fits,
-             **asdict(kind.layout.setting), **asdict(kind.layout.memory)}
-            for kind in plan.kinds
-        ],
-        "disk": dict(zip(("weights", "records", "checkpoints"), disk(plan.kinds), strict=True)),
-        "token_data": token_data(plan.kinds),
-        "strengths": [_strength_data(name, one) for name, one in plan.strengths],
-    }  # fmt: skip
-
-
-def _line_data(line: Line) -> dict[str, Any]:
-    demand = line.demand
-    return {
-        "artifact": demand.artifact,
-        "size": demand.size,
-        "needs": list(line.needs),
-        "runs": len(demand.runs),
-        "missing": len(demand.missing),
-        "shared": len(demand.shared),
-        "waiting": len(demand.waiting),
-        "tokens": line.tokens,
-        "flops": line.flops,
-        **_total_data("", line.time),
-        **_total_data("waiting_", line.waiting),
-    }
-
-
-def _total_data(prefix: str, found: Total) -> dict[str, Any]:
-    return {
-        f"{prefix}device_seconds": found.seconds,
-        f"{prefix}sources": found.sources,
-        f"{prefix}unknown": found.unknown,
-    }
-
-
-def _strength_data(name: str, one: Strength) -> dict[str, Any]:
-    return {
-        "artifact": name,
-        "claim": one.finding.claim.id,
-        "where": one.finding.coordinates,
-        "effect": one.effect,
-        "spread": asdict(one.spread) if one.spread else None,
-        "seeds_needed": one.needed,
-        "detectable": one.detectable,
-    }
