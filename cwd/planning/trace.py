@@ -136,7 +136,7 @@ def checkpoint_layers(model: PreTrainedModel) -> None:
 
 def takes_targets(model: PreTrainedModel) -> bool:
     """Whether its forward computes the loss itself, by chunks of tokens."""
-    return "targets" in signature(model.forward).parameters
+    return "targets" in signature(model.forward, follow_wrapped=False).parameters
 
 
 def _loss(model: PreTrainedModel, shape: Shape, sequences: int) -> Tensor:
