@@ -78,14 +78,17 @@ def _run_row(plan: Plan, line: Line, name: str, size: str) -> tuple[str, ...]:
     demand, hours = line.demand, line.time.seconds / HOUR
     needs = "; ".join(line.needs) if line is not plan.whole else ""
     counts = (len(demand.runs), len(demand.runs) - len(demand.missing), len(demand.shared), len(demand.missing))
-    if line.tokens is None:
+    if not demand.runs:
         return (name, size, needs, *("-" for _ in range(9 if plan.request.price is None else 10)))
-    tokens = " to ".join(dict.fromkeys(_short(one) for one in line.tokens))
+    tokens = " to ".join(dict.fromkeys(_short(one) for one in line.tokens or ())) or "-"
+    flops = f"{line.flops:.3g}" if line.tokens else "-"
     price = plan.request.price
-    cost = () if price is None else (f"{hours * price:,.0f}",)
-    wall = duration(line.time.seconds / plan.request.device.count)
+    spent = [_hours(hours), duration(line.time.seconds / plan.request.device.count)]
+    spent += [] if price is None else [f"{hours * price:,.0f}"]
+    if demand.missing and not line.time.sources:  # nothing says how long they take
+        spent = ["-"] * len(spent)
     numbers = (f"{count:,}" for count in (*counts, len(demand.waiting)))
-    return (name, size, needs, *numbers, tokens, f"{line.flops:.3g}", _hours(hours), wall, *cost)
+    return (name, size, needs, *numbers, tokens, flops, *spent)
 
 
 def _memory_table(plan: Plan) -> Table:

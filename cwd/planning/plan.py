@@ -114,7 +114,7 @@ def make_plan(request: Request, say: Say) -> Plan:
     seeds = request.seeds or study.ladder.seeds
     return Plan(
         request, lines, whole, kinds, tuple(_strengths(names, states, request, seeds)), seeds, forecaster,
-        _once(demands, works, forecaster, request.device),
+        _once(demands, forecaster, request.device),
     )  # fmt: skip
 
 
@@ -141,31 +141,29 @@ class _Works:
 
 
 def _line(demand: Demand, works: _Works, forecaster: Forecaster, device: Device) -> Line:
-    known, needs = {}, list(demand.needs)
-    for key, run in demand.runs.items():
+    known, needs = [], list(demand.needs)
+    for run in demand.runs.values():
         try:
-            known[key] = run, works.of(run.config)
+            known.append((run, works.of(run.config)))
         except Unplanned as error:
             needs += [str(error)] if str(error) not in needs else []
-    tokens = [work.tokens for _, work in known.values()]
-    to_do = [(run.config, work) for run, work in known.values() if not run.ended]
+    tokens = [work.tokens for _, work in known]
     return Line(
         demand,
         (min(tokens), max(tokens)) if tokens else None,
-        sum(work.flops for _, work in to_do),
-        total(forecaster, (config for config, _ in to_do), device.together),
-        total(forecaster, (config for config in demand.waiting if works.known(config)), device.together),
+        sum(work.flops for run, work in known if not run.ended),
+        total(forecaster, (run.config for run in demand.missing.values()), device.together),
+        total(forecaster, demand.waiting, device.together),
         tuple(needs),
     )
 
 
-def _once(demands: Sequence[Demand], works: _Works, forecaster: Forecaster, device: Device) -> Total:
+def _once(demands: Sequence[Demand], forecaster: Forecaster, device: Device) -> Total:
     """The time of each configuration on one seed."""
     distinct: dict[str, Plain] = {}
     for demand in demands:
         for run in demand.runs.values():
-            if works.known(run.config):
-                distinct.setdefault(repr({**run.config, "seed": 0}), run.config)
+            distinct.setdefault(repr({**run.config, "seed": 0}), run.config)
     return total(forecaster, distinct.values(), device.together)
 
 
