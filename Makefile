@@ -2,12 +2,13 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c fair
-.PHONY: help demo tune paper $(ARTIFACTS) ledger test lint types unit proofs setup setup-dev clean
+.PHONY: help demo tune plan paper $(ARTIFACTS) ledger test lint types unit proofs setup setup-dev clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 SCALE ?= laptop
 LAUNCHER ?= local
+PLAN = $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(if $(SEEDS),--seeds $(SEEDS))
 EVIDENCE = --scale $(SCALE) --launcher $(LAUNCHER) $(if $(SEEDS),--seeds $(SEEDS))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 
@@ -30,6 +31,9 @@ paper: .venv/train.stamp  ## every table and figure; SCALE=smoke (minutes), lapt
 
 tune: .venv/train.stamp  ## the baseline's rates and lambdas, written to configs/tuned/
 	@$(BIN)/python scripts/tune.py $(EVIDENCE)
+
+plan: .venv/train.stamp  ## time, memory, cost and seeds before a GPU hour: ARTIFACT=table10 SCALE=paper GPU=h100 GPUS=64 PRICE=2.5
+	@$(BIN)/python scripts/plan.py $(ARTIFACT) --scale $(if $(filter command line environment,$(origin SCALE)),$(SCALE),paper) $(PLAN)
 
 ledger: .venv/train.stamp  ## every claim of the paper, and what the runs that are there say
 	@$(BIN)/python scripts/report.py --scale $(SCALE)

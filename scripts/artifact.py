@@ -20,6 +20,7 @@ from cwd.evidence.export import export_records
 from cwd.evidence.render import terminal, to_terminal, write_all
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study, all_missing
+from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs, total
 from cwd.sweeps import write_cells
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def main() -> None:
     everything = arguments.artifact == ["all"]
     names = artifact_names() if everything else arguments.artifact
     if arguments.plan:
-        tell_plan(states_of(names, arguments))
+        tell_plan(states_of(names, arguments), arguments.runs)
         return
     done: set[str] = set()
     while run_missing(states_of(names, arguments), arguments, done):
@@ -80,7 +81,7 @@ def run_missing(states: Sequence[State], arguments: argparse.Namespace, asked: s
     if names:
         if arguments.scale == "paper" and arguments.launcher in HERE:
             check_gpu()
-        tell_plan(states)
+        tell_plan(states, arguments.runs)
         asked.update(names)
         train(names, folder, arguments)
     return bool(names)
@@ -109,13 +110,15 @@ def train(names: Sequence[str], folder: Path, arguments: argparse.Namespace) -> 
         raise KeyboardInterrupt
 
 
-def tell_plan(states: Sequence[State]) -> None:
-    """How many runs are missing, and about how long they take."""
-    runs = all_missing(states)
-    total = sum(cost for _, cost in runs)
+def tell_plan(states: Sequence[State], runs_folder: Path) -> None:
+    """How many runs are missing, and about how long they take here: the forecast of scripts/plan.py."""
+    runs = [config for config, _ in all_missing(states)]
+    time = total(Forecaster(past_runs(runs_folder, "cpu"), ladder_seconds(states)), runs)
     cores = os.cpu_count() or 1
-    about = f", about {total / cores / 60:.0f} minutes on {cores} cores" if total else ""
+    about = f", about {time.seconds / cores / 60:.0f} minutes on {cores} cores ({time})" if time.sources else ""
     print(f"{len(runs)} runs to do{about}", flush=True)
+    if time.unknown:
+        print("  scripts/plan.py says how long they take on GPUs", flush=True)
     waiting = dict.fromkeys(need for state in states for need in state.needs)
     for need in waiting:
         print(f"  more runs need {need}", flush=True)

@@ -11,6 +11,7 @@ from scipy import stats
 from cwd.evidence.statistics import (
     MINIMUM,
     RegionTest,
+    detectable_effect,
     estimate,
     holm,
     power,
@@ -186,3 +187,22 @@ def test_a_difference_that_is_there_is_found() -> None:
     found = [verdicts([region_test(list(row), "below", [0.0]) for row in table]) for table in draws]
     assert sum(one.count("supported") for one in found) > 0.95 * 200 * 9
     assert all("contradicted" not in one for one in found)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 50])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 18])
+def test_the_detectable_effect_is_found_with_power_by_scipys_noncentral_t(n: int, level: float) -> None:
+    sd = 0.004
+    effect = detectable_effect(sd, n, level)
+    threshold = stats.t.ppf(1 - level / 2, n - 1)
+    assert stats.nct.sf(threshold, n - 1, effect * math.sqrt(n) / sd) == pytest.approx(0.8, abs=1e-5)
+
+
+def test_the_detectable_effect_is_the_inverse_of_the_seeds_needed() -> None:
+    for n in (4, 7, 20):
+        effect = detectable_effect(0.01, n)
+        assert seeds_needed(1.001 * effect, 0.01) == n
+        assert seeds_needed(0.999 * effect, 0.01) == n + 1
+    assert detectable_effect(0.0, 5) == 0.0
+    with pytest.raises(ValueError, match="two pairs"):
+        detectable_effect(0.01, 1)

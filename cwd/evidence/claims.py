@@ -94,12 +94,12 @@ def _estimated(finding: Finding, smoke: bool, family: int) -> Finding:
     values = estimate(list(finding.values.values()))
     needed = None
     if finding.published is not None and values.sd is not None and values.n >= 3 and not smoke:
-        needed = seeds_needed(_distance(finding.published, finding.claim), values.sd, LEVEL / family)
+        needed = seeds_needed(effect_of(finding.published, finding.claim), values.sd, LEVEL / family)
     return dataclasses.replace(finding, verdict=verdict, estimate=values, seeds_needed=needed)
 
 
-def _distance(published: float, claim: Claim) -> float:
-    """How far the published effect lies from the nearest bound that the claim is judged by."""
+def effect_of(published: float, claim: Claim) -> float:
+    """A published effect, counted from the nearest bound that the claim is judged by."""
     return min((published - bound for bound in claim.bound), key=abs)
 
 

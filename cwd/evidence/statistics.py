@@ -125,9 +125,10 @@ def power(effect: float, sd: float, n: int, level: float = LEVEL) -> float:
     from scipy.special import nctdtr, stdtrit
 
     shift = abs(effect) * math.sqrt(n) / sd
-    if shift > 30:  # beyond what the noncentral t's series can do, and sure
+    threshold = float(stdtrit(n - 1, 1 - level / 2))
+    if shift > max(30, 10 * threshold):  # beyond what the noncentral t's series can do, and sure
         return 1.0
-    return 1 - float(nctdtr(n - 1, shift, float(stdtrit(n - 1, 1 - level / 2))))
+    return 1 - float(nctdtr(n - 1, shift, threshold))
 
 
 def seeds_needed(effect: float, sd: float, level: float = LEVEL) -> int | None:
@@ -145,4 +146,24 @@ def seeds_needed(effect: float, sd: float, level: float = LEVEL) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(effect, sd, middle, level) >= POWER else (middle, high)
+    return high
+
+
+def detectable_effect(sd: float, n: int, level: float = LEVEL) -> float:
+    """The least effect that a two-sided t test of `n` pairs at `level` finds with POWER, the differences having `sd`:
+    the inverse of :func:`seeds_needed`, to a part in 10^6.
+
+    Raises:
+        ValueError: fewer than two pairs.
+    """
+    if n < 2:
+        raise ValueError("an effect can be detected with two pairs or more")
+    if sd == 0:
+        return 0.0
+    low, high = 0.0, sd
+    while power(high, sd, n, level) < POWER:
+        high *= 2
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle, sd, n, level) < POWER else (low, middle)
     return high
