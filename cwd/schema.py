@@ -217,7 +217,7 @@ class Training:
     batch_size: int = number(low=1)  # sequences in an update, over all processes
     seq_len: int = number(low=2)  # tokens in a sequence
     clip_norm: float | None = number(1.0, low=0, above=True)
-    precision: str = choice("fp32", of=("fp32", "bf16"))
+    precision: str = choice("fp32", of=("fp32", "bf16", "fp64"))  # fp64: for proofs
 
 
 @dataclass
@@ -254,6 +254,10 @@ class Machine:
     threads: int | None = number(None, low=1)  # of each process; none: torch's choice
     micro_batch_size: int | None = number(None, low=1)  # sequences at once on one process; none: all of its share
     compile: bool = False
+    processes: int | None = number(None, low=1)  # that must take part; none: as many as were started
+    sharding: str = choice("none", of=("none", "full", "hybrid"))  # of weights, gradients and optimizer state
+    shard_size: int | None = number(None, low=1)  # hybrid: processes that share a copy; none: those of one machine
+    profile: int = number(0, low=0)  # updates to trace
     checkpoint_seconds: float = number(30.0, low=0)  # time between checkpoints; 0: after every step
     log_every: int = number(10, low=1)  # steps between lines of the metrics file
     progress: str = choice("auto", of=("auto", "bar", "lines", "summary"))
