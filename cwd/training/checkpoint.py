@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from cwd.files import read_json, sha256_of, sync, write_json
 from cwd.optim import RuleOptimizer
-from cwd.training.parallel import largest
+from cwd.training.parallel import largest, tied_names
 
 KEEP = 2  # the newest and, should it turn out damaged, the one before
 
@@ -128,7 +129,9 @@ def _load_parts(folder: Path, model: nn.Module, optimizer: RuleOptimizer, groups
     weights, own = _state(model, optimizer)
     alone = not isinstance(model, FSDPModule)  # then every process reads everything
     reader = dcp.HuggingFaceStorageReader(str(folder))
-    dcp.load(_tensors(model, weights, own), storage_reader=reader, no_dist=alone)  # in place
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
+        dcp.load(_tensors(model, weights, own), storage_reader=reader, no_dist=alone)  # in place
     own["param_groups"] = groups
     set_state_dict(model, optimizer, model_state_dict=cast(Any, weights), optim_state_dict=own)
 
@@ -142,7 +145,7 @@ def _state(model: nn.Module, optimizer: RuleOptimizer) -> tuple[dict[str, Tensor
 
 def _tensors(model: nn.Module, weights: dict[str, Tensor], state: dict[str, Any]) -> dict[str, Tensor]:
     """All of these tensors under one name each: of tied weights the first."""
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
+    tied = tied_names(model)
     tensors = {f"model.{name}": value for name, value in weights.items() if name not in tied}
     for name, entry in state["state"].items():
         tensors |= {f"optimizer.{name}.{field}": value for field, value in entry.items()}

@@ -114,6 +114,21 @@ def computing(accelerator: Accelerator, model: nn.Module, precision: str) -> Abs
     return accelerator.autocast() if isinstance(model, FSDPModule) else nullcontext()
 
 
+def split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
+    """(rows of each process, rows at once). Raises UserError if the batch cannot be divided so."""
+    size = config.training.batch_size
+    if size % processes:
+        raise UserError(f"training.batch_size={size}: cannot be shared evenly by {processes} processes")
+    share = size // processes
+    micro = config.machine.micro_batch_size or share
+    if share % micro:
+        raise UserError(
+            f"machine.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} "
+            "processes has"
+        )
+    return share, micro
+
+
 @contextmanager
 def accumulating(accelerator: Accelerator, model: nn.Module, last: bool) -> Iterator[None]:
     """Around the forward and backward pass of a micro-batch, `last` of its update: sends no more than it must.
@@ -136,11 +151,19 @@ def whole(value: Tensor) -> Tensor:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model that may be divided: whole tensors on the CPU of the main process, {} on the others."""
+    """The state dict of a model; of a divided one whole tensors on the CPU of the main process, without those that are
+    tied to another, and {} on the other processes.
+    """
     if not isinstance(model, FSDPModule):
         return model.state_dict()
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=whole))
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=whole))
+    return {name: value for name, value in weights.items() if name not in tied_names(model)}
+
+
+def tied_names(model: nn.Module) -> set[str]:
+    """Names of parameters that are there under another name already."""
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - dict(model.named_parameters()).keys()
 
 
 def largest(accelerator: Accelerator, *values: float) -> list[float]:

@@ -81,7 +81,9 @@ class Several(Processes):
         self._words = 0  # told or heard in this run
         self._busy = False
         store.set(f"name/{rank}", f"process {rank} ({socket.gethostname()}, pid {os.getpid()})")
-        threading.Thread(target=self._watch, daemon=True, name="heartbeat").start()
+        self._answered = time.monotonic()
+        for work in (self._watch, self._watch_the_store):
+            threading.Thread(target=work, daemon=True).start()
 
     def begin(self, on_loss: Callable[[str], None]) -> None:  # noqa: D102
         self._number += 1
@@ -172,9 +174,19 @@ class Several(Processes):
                 beats += 1
                 self._own.set(f"beat/{self.rank}", str(beats))
                 self._look(counts, heard)
+                self._answered = time.monotonic()
             except RuntimeError:  # torch's DistStoreError and DistNetworkError are
-                self._lose("the store that the processes share cannot be reached: the launcher or process 0 is gone")
+                self._lose("the store that the processes share is lost: the launcher or process 0 is gone", tell=False)
             time.sleep(BEAT)
+
+    def _watch_the_store(self) -> None:
+        """Of another thread, as the first may wait for the store."""
+        while True:
+            time.sleep(BEAT)
+            if time.monotonic() - self._answered > SILENCE + BEAT:
+                self._lose(
+                    "the store that the processes share is silent: the launcher or process 0 is gone", tell=False
+                )
 
     def _look(self, counts: dict[int, int], heard: dict[int, float]) -> None:
         now = time.monotonic()
@@ -192,15 +204,16 @@ class Several(Processes):
                 said = self.main or rank == 0  # once, if it can be
                 self._lose(f"{self._names[rank]} has not been heard of for {SILENCE:.0f} s" if said else "")
 
-    def _lose(self, message: str) -> None:
+    def _lose(self, message: str, tell: bool = True) -> None:
         """Ends this process, whatever its main thread waits for, with a line unless that is empty."""
         if not self._busy:
             return
         if message:
             self.on_loss(message)
         sys.stdout.flush()
-        with suppress(RuntimeError):
-            self._own.set(f"left/{self.rank}", "")
+        if tell:
+            with suppress(RuntimeError):
+                self._own.set(f"left/{self.rank}", "")
         os._exit(LOST)
 
 

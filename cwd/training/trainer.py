@@ -24,7 +24,7 @@ from cwd.runs import MetricsLog, Record
 from cwd.training.checkpoint import load_checkpoint, save_checkpoint
 from cwd.training.optimizer import build_optimizer
 from cwd.training.pairing import chain, hash_weights
-from cwd.training.parallel import accumulating, computing, distribute, largest, whole, whole_weights
+from cwd.training.parallel import accumulating, computing, distribute, largest, split_batch, whole, whole_weights
 from cwd.training.precision import WEIGHTS
 from cwd.training.profile import Trace
 from cwd.training.progress import Progress
@@ -71,7 +71,7 @@ class Trainer:
         self.config, self.task, self.record, self.accelerator = config, task, record, accelerator
         self.progress, self.tracker, self.interrupts = progress, tracker, interrupts
         self.steps = config.training.steps
-        self.share, self.micro = _split_batch(config, accelerator.num_processes)
+        self.share, self.micro = split_batch(config, accelerator.num_processes)
         torch.manual_seed(config.seed)
         self.bare_model = task.build_model()
         self.weights_hash = hash_weights(self.bare_model)
@@ -308,21 +308,6 @@ class Trainer:
     def _write(self, kind: str, **values: Any) -> None:
         if self._log_file is not None:
             self._log_file.write(kind, self.step, **values)
-
-
-def _split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
-    """(rows of each process, rows at once)."""
-    size = config.training.batch_size
-    if size % processes:
-        raise UserError(f"training.batch_size={size}: cannot be shared evenly by {processes} processes")
-    share = size // processes
-    micro = config.machine.micro_batch_size or share
-    if share % micro:
-        raise UserError(
-            f"machine.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} "
-            "processes has"
-        )
-    return share, micro
 
 
 def _due(step: int, every: int) -> bool:
