@@ -27,7 +27,9 @@ def case(folder: str, *overrides: str, **how: Any) -> Case:
     return {"folder": folder, "overrides": [*overrides, "machine.device=cpu"], **how}
 
 
-def launch(folder: Path, count: int, cases: list[Case], other: list[Case] | None = None, **environment: str):
+def launch(
+    folder: Path, count: int, cases: list[Case], other: list[Case] | None = None
+) -> list[subprocess.Popen[bytes]]:
     """Trains the cases on `count` processes, one run after another, and returns the processes.
 
     `other`: the cases of the last process, if they differ.
@@ -35,7 +37,7 @@ def launch(folder: Path, count: int, cases: list[Case], other: list[Case] | None
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **environment}
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = []
     for rank in range(count):
         own = cases if other is None or rank < count - 1 else other
@@ -46,7 +48,7 @@ def launch(folder: Path, count: int, cases: list[Case], other: list[Case] | None
     return started
 
 
-def wait(folder: Path, processes: list[subprocess.Popen], seconds: float = 280) -> list[Ended]:
+def wait(folder: Path, processes: list[subprocess.Popen[bytes]], seconds: float = 280) -> list[Ended]:
     """How they ended; none is left behind."""
     try:
         statuses = [process.wait(timeout=seconds) for process in processes]
@@ -56,7 +58,7 @@ def wait(folder: Path, processes: list[subprocess.Popen], seconds: float = 280) 
     return [Ended(status, (folder / f"process{rank}.log").read_text()) for rank, status in enumerate(statuses)]
 
 
-def together(folder: Path, count: int, cases: list[Case], **environment: str) -> None:
+def together(folder: Path, count: int, cases: list[Case], seconds: float = 280) -> None:
     """Trains the cases on `count` processes; all must end well."""
-    for ended in wait(folder, launch(folder, count, cases, **environment)):
+    for ended in wait(folder, launch(folder, count, cases), seconds):
         assert ended.status == 0, ended.out[-4000:]

@@ -169,7 +169,7 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "tracker": ["group", "name", "project"],
         "machine": [
             *("checkpoint_seconds", "compile", "data", "device", "log_every", "micro_batch_size", "progress", "runs"),
-            "threads",
+            *("processes", "profile", "shard_size", "sharding", "threads"),
         ],
     }  # fmt: skip
 

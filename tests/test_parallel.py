@@ -24,6 +24,7 @@ from tests.training_helpers import train
 
 pytestmark = pytest.mark.timeout(900)
 STEPS, CLOSE = 50, 1e-8
+LONG = 1500  # seconds
 RULES, MODES, LAYOUTS = ("adamw", "lion", "muon", "sgd"), ("cautious", "decoupled"), ("none", "full", "hybrid")
 MATRIX = [(rule, mode, layout) for rule in RULES for mode in MODES for layout in LAYOUTS]
 QUICK = [
@@ -195,7 +196,7 @@ def test_a_divided_checkpoint_holds_nothing_that_could_run_code(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_optimizer_mode_and_layout_trains_what_one_process_trains(tmp_path, alone):
-    together(tmp_path, 2, [cell(*one) for one in MATRIX])
+    together(tmp_path, 2, [cell(*one) for one in MATRIX], LONG)
     for rule, mode, layout in MATRIX:
         assert_same(only(tmp_path / f"{rule} {mode} {layout}"), alone(rule, mode))
 
@@ -206,9 +207,9 @@ def test_every_optimizer_goes_on_with_fewer_and_more_processes(tmp_path, alone):
     kinds = [
         (rule, mode, *layouts) for rule in RULES for mode in MODES for layouts in (("full", "none"), ("none", "full"))
     ]
-    together(tmp_path, 2, [resumed(*kind, start=0, stop=17) for kind in kinds])
-    together(tmp_path, 1, [resumed(rule, mode, a, "none", start=1, stop=34) for rule, mode, a, _ in kinds])
-    together(tmp_path, 2, [resumed(*kind, start=1) for kind in kinds])
+    together(tmp_path, 2, [resumed(*kind, start=0, stop=17) for kind in kinds], LONG)
+    together(tmp_path, 1, [resumed(rule, mode, a, "none", start=1, stop=34) for rule, mode, a, _ in kinds], LONG)
+    together(tmp_path, 2, [resumed(*kind, start=1) for kind in kinds], LONG)
     for rule, mode, first, _ in kinds:
         assert_same(only(tmp_path / f"{rule} {mode} {first}"), alone(rule, mode))
 
@@ -223,7 +224,7 @@ def resumed(rule: str, mode: str, first: str, then: str, start: int, **how: int)
 def test_a_mesh_of_two_by_two_trains_what_one_process_trains(tmp_path, alone):
     layout = ["training.batch_size=4", "machine.sharding=hybrid", "machine.shard_size=2"]
     stopped = case("stopped", *words("muon", "cautious"), *layout, stop=20)
-    together(tmp_path, 4, [case("mesh", *words("muon", "cautious"), *layout), stopped])
+    together(tmp_path, 4, [case("mesh", *words("muon", "cautious"), *layout), stopped], LONG)
     assert_same(only(tmp_path / "mesh"), alone("muon", "cautious"))
     train(tmp_path / "stopped", *words("muon", "cautious"))
     assert_same(only(tmp_path / "stopped"), alone("muon", "cautious"))
@@ -234,7 +235,7 @@ def test_a_mesh_of_two_by_two_trains_what_one_process_trains(tmp_path, alone):
 @pytest.mark.parametrize("layout", ["none", "full"])
 def test_compiled_models_train_alike_on_two_processes(layout, tmp_path):
     short = ["training.steps=4", "machine.log_every=1", "evaluation.every=4"]
-    together(tmp_path, 2, [case("compiled", *short, "machine.compile=true", f"machine.sharding={layout}")])
+    together(tmp_path, 2, [case("compiled", *short, "machine.compile=true", f"machine.sharding={layout}")], LONG)
     expected = train(tmp_path / "plain", *short).record
     found, others = (
         [line["loss"] for line in read_metrics(r.metrics_file, "train")]
