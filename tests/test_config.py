@@ -168,8 +168,8 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "telemetry": ["every"],
         "tracker": ["group", "name", "project"],
         "machine": [
-            *("checkpoint_seconds", "compile", "data", "device", "log_every", "micro_batch_size", "progress", "runs"),
-            *("processes", "profile", "shard_size", "sharding", "threads"),
+            *("checkpoint_seconds", "compile", "data", "device", "log_every", "micro_batch_size", "processes"),
+            *("profile", "progress", "runs", "shard_size", "sharding", "threads"),
         ],
     }  # fmt: skip
 

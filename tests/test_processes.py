@@ -12,6 +12,7 @@ import pytest
 
 from cwd.errors import UserError
 from cwd.runs import Record, all_records
+from cwd.schema import Machine
 from cwd.training import processes
 from cwd.training.processes import Processes, join
 from tests.conftest import ROOT
@@ -33,9 +34,10 @@ def bare(monkeypatch):
 
 
 def test_one_process_is_alone_and_does_not_load_torch(bare):
-    assert type(join(None)) is Processes
-    assert type(join(1)) is Processes
-    code = "import sys; from cwd.training.processes import join; join(None); sys.exit('torch' in sys.modules)"
+    assert type(join(Machine())) is Processes
+    assert type(join(Machine(processes=1))) is Processes
+    found = "from cwd.schema import Machine; from cwd.training.processes import join; join(Machine())"
+    code = f"import sys; {found}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -43,7 +45,7 @@ def test_one_process_is_alone_and_does_not_load_torch(bare):
 def test_a_launcher_that_announces_several_but_does_not_say_who_is_who_is_an_error(name, bare):
     bare.setenv(name, "2")
     with pytest.raises(UserError, match=r"2 processes were asked for, .* torchrun --nproc-per-node 2"):
-        join(None)
+        join(Machine())
 
 
 def test_fewer_processes_than_must_take_part_is_an_error(tmp_path, bare):
@@ -65,6 +67,7 @@ def test_accelerate_launch_on_the_cpu_starts_one_process_whatever_it_is_asked_an
 def test_dividing_a_model_over_one_process_is_an_error(tmp_path, bare):
     with pytest.raises(UserError, match=r"machine\.sharding=full: there is one process"):
         train(tmp_path, "machine.sharding=full")
+    assert not (tmp_path / "runs").exists()
 
 
 # --- what they agree on -------------------------------------------------------------------------------------------

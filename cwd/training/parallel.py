@@ -47,11 +47,6 @@ def open_accelerator(config: schema.Config, processes: int) -> Accelerator:
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=MIXED[precision])
     if accelerator.num_processes != processes:
         raise UserError(f"{processes} processes were started, but accelerate works with {accelerator.num_processes}")
-    if config.machine.sharding != "none" and processes == 1:
-        raise UserError(
-            f"machine.sharding={config.machine.sharding}: there is one process; start several (torchrun "
-            "--nproc-per-node 2 train.py ...), or take machine.sharding=none"
-        )
     return accelerator
 
 

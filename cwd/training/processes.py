@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from cwd.errors import UserError
+from cwd.schema import Machine
 
 BEAT, SILENCE = 2.0, 20.0  # seconds
 JOIN = 600.0  # seconds within which all processes must have started
@@ -217,15 +218,12 @@ class Several(Processes):
         os._exit(LOST)
 
 
-def join(expected: int | None) -> Processes:
+def join(machine: Machine) -> Processes:
     """This process among those that the launcher started; :class:`Processes` if it is alone.
-
-    Args:
-        expected: how many there must be, if that is known.
 
     Raises:
         UserError: the launcher meant several processes but told this one nothing of the others, or there are not as
-            many as expected.
+            many as `machine` wants.
     """
     announced = [int(os.environ[name]) for name in SIZES if os.environ.get(name, "").isdigit()]
     asked = max([1, *announced, _asked_of_accelerate()])
@@ -235,8 +233,16 @@ def join(expected: int | None) -> Processes:
             f"{asked} processes were asked for, but this one was told nothing of the others and would train alone "
             f"(RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); use torchrun --nproc-per-node {asked} train.py ..."
         )
-    if expected and asked != expected:
-        raise UserError(f"machine.processes={expected}: the launcher started {asked}; use torchrun")
+    if machine.processes and asked != machine.processes:
+        raise UserError(
+            f"machine.processes={machine.processes}: the launcher started {asked}; use torchrun --nproc-per-node "
+            f"{machine.processes} train.py ..."
+        )
+    if machine.sharding != "none" and asked == 1:
+        raise UserError(
+            f"machine.sharding={machine.sharding}: there is one process; use torchrun --nproc-per-node 2 train.py ..., "
+            "or machine.sharding=none"
+        )
     return Processes() if asked == 1 else _meet()
 
 

@@ -45,7 +45,7 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
     """
     if config.machine.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
-    processes = join(config.machine.processes)
+    processes = join(config.machine)
     kind = Progress.resolve(config.machine.progress) if processes.main else "none"
     progress = Progress(kind, config.training.steps, "tokens")
     try:
