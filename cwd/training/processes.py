@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -144,7 +145,11 @@ class Several(Processes):
 
     def end(self, error: BaseException | None = None) -> None:  # noqa: D102
         if isinstance(error, RuntimeError) and _is_of_the_network(error):
-            time.sleep(SILENCE + 2 * BEAT)  # another process is gone: the heartbeat finds out which, and ends this one
+            # Another process is gone: the heartbeat finds out which, says so and ends this one, unless the launcher,
+            # which has seen it too, does that first.
+            with suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(SILENCE + 2 * BEAT)
         if error is not None:
             message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self._store.set(self._key("failed"), json.dumps([self.rank, message.partition("\n")[0]]))
