@@ -166,6 +166,7 @@ class Several(Processes):
                 if time.monotonic() > patience:
                     break
                 time.sleep(POLL)
+            time.sleep(BEAT / 4)  # what they do after saying so takes a moment
         with suppress(RuntimeError):  # the store lived in another process, which has ended
             self._store.set(f"left/{self.rank}", "")
 
