@@ -312,7 +312,7 @@ class Training:
     batch_size: int = number(low=1)  # sequences in an update, over all processes
     seq_len: int = number(low=2)  # tokens in a sequence
     clip_norm: float | None = number(1.0, low=0, above=True)
-    precision: str = choice("fp32", of=("fp32", "bf16"))
+    precision: str = choice("fp32", of=("fp32", "bf16", "fp64"))  # fp64: for proofs
 
 
 @dataclass
@@ -351,6 +351,10 @@ class Machine:
     compile: bool = False
     attention: str = choice("auto", of=("auto", "eager", "sdpa", "flex_attention"))
     activation_checkpointing: bool = False  # of each layer only its input is kept; the rest is computed again
+    processes: int | None = number(None, low=1)  # that must take part; none: as many as were started
+    sharding: str = choice("none", of=("none", "full", "hybrid"))  # of weights, gradients and optimizer state
+    shard_size: int | None = number(None, low=1)  # hybrid: processes that share a copy; none: those of one machine
+    profile: int = number(0, low=0)  # updates to trace
     checkpoint_seconds: float = number(30.0, low=0)  # time between checkpoints; 0: after every step
     log_every: int = number(10, low=1)  # steps between lines of the metrics file
     progress: str = choice("auto", of=("auto", "bar", "lines", "summary"))

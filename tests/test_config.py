@@ -170,7 +170,7 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "tracker": ["group", "name", "project"],
         "machine": [
             *("activation_checkpointing", "attention", "checkpoint_seconds", "compile", "data", "device", "log_every"),
-            *("micro_batch_size", "progress", "runs", "threads"),
+            *("micro_batch_size", "processes", "profile", "progress", "runs", "shard_size", "sharding", "threads"),
         ],
     }  # fmt: skip
 

@@ -15,7 +15,8 @@ import torch
 from cwd.optim import engine, update
 from cwd.runs import all_records, read_metrics
 from cwd.runs import record as record_module
-from cwd.training import checkpoint, tasks, trainer
+from cwd.training import checkpoint, trainer
+from cwd.training.tasks.language import LanguageTask
 from tests.training_helpers import in_child, outcome, smoke_config, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,7 +70,7 @@ MOMENTS = {
         "_accumulate",
         on_call(7, trainer.Trainer._accumulate, die, after=True),
     ),
-    "in an evaluation": lambda: (tasks.LanguageTask, "measure", on_call(4, tasks.LanguageTask.measure, die)),
+    "in an evaluation": lambda: (LanguageTask, "measure", on_call(4, LanguageTask.measure, die)),
     "while a checkpoint's file is written": lambda: (
         checkpoint.torch,
         "save",

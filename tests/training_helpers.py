@@ -37,7 +37,8 @@ def in_child(action: Callable[[], Any]) -> int:
 
 def outcome(record: Record) -> dict[str, Any]:
     """Everything of a finished run that must not depend on how it came to its end: metrics, summary, weights."""
-    metrics = [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(record.metrics_file)]
+    lines = [line for line in read_metrics(record.metrics_file) if line["kind"] != "speed"]
+    metrics = [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
     summary = {k: v for k, v in (record.summary or {}).items() if k not in TIMINGS}
     weights = {path.name: path.read_bytes() for path in (record.folder / "model").iterdir()}
     return {"metrics": json.loads(json.dumps(metrics)), "summary": summary, "weights": weights}

@@ -1,24 +1,46 @@
 """Checkpoints that are whole or absent: a folder appears by one rename, after its content is on disk, and carries its
-checksum.
+checksums.
+
+    step-<step>/state.pt             numbers and, of a model that each process has whole, weights and optimizer state
+    step-<step>/*.safetensors        of a divided model: those of each process, written by it
+    step-<step>/checksum.json
+
+Either kind is read by any number of processes, whether their model is divided or not. Nothing read is a pickle that
+could run code.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
 
 from cwd.files import read_json, sha256_of, sync, write_json
+from cwd.optim import RuleOptimizer
+from cwd.training.parallel import largest, tied_names
 
 KEEP = 2  # the newest and, should it turn out damaged, the one before
 
 
-def save_checkpoint(root: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes ``root/step-<step>/`` and removes all but the newest KEEP.
+def save_checkpoint(
+    root: Path, step: int, state: dict[str, Any], model: nn.Module, optimizer: RuleOptimizer, accelerator: Accelerator
+) -> None:
+    """Writes ``root/step-<step>/`` and removes all but the newest KEEP. All processes call it, at the same step.
 
     Args:
         root: the run's checkpoints folder, made if absent.
@@ -28,30 +50,106 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any]) -> Path:
     Raises:
         OSError: the disk is full or not writable; older checkpoints are intact.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    work, final = root / f".{os.getpid()}.tmp", root / f"step-{step:08d}"
-    _remove_unfinished(root)
-    work.mkdir()
-    torch.save(state, work / "state.pt")
+    work, main = root / ".saving.tmp", accelerator.is_main_process
+    if main:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove_unfinished(root)
+        work.mkdir()
+    if isinstance(model, FSDPModule):
+        accelerator.wait_for_everyone()
+        state = {**state, "groups": _save_parts(work, model, optimizer)}
+        accelerator.wait_for_everyone()
+    elif main:
+        state = {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    if main:
+        torch.save(state, work / "state.pt")
+        _publish(work, root, step)
+
+
+def _save_parts(folder: Path, model: nn.Module, optimizer: RuleOptimizer) -> list[dict[str, Any]]:
+    """Every process writes its parts; returns the optimizer's groups, which are no tensors."""
+    weights, own = _state(model, optimizer)
+    dcp.save(
+        _tensors(model, weights, own), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    )
+    rank = torch.distributed.get_rank()
+    written = folder.glob(f"shard-{rank + 1:05d}-*.safetensors")
+    write_json(folder / f"{rank}.sha256.json", {path.name: sha256_of(path) for path in written})
+    return own["param_groups"]
+
+
+def _publish(work: Path, root: Path, step: int) -> None:
+    final = root / f"step-{step:08d}"
     sync(work / "state.pt")
-    write_json(work / "checksum.json", {"step": step, "sha256": sha256_of(work / "state.pt")})
+    named: dict[str, Any] = {}
+    for path in work.glob("*.sha256.json"):
+        named.setdefault("parts", {}).update(read_json(path))
+        path.unlink()
+    write_json(work / "checksum.json", {"step": step, "sha256": sha256_of(work / "state.pt"), **named})
     shutil.rmtree(final, ignore_errors=True)
     os.rename(work, final)
     sync(root)
     for old in _folders(root)[:-KEEP]:
         shutil.rmtree(old)
-    return final
 
 
-def load_checkpoint(root: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that is whole, on the CPU; None if there is none. A damaged one is said and
-    passed over.
+def load_checkpoint(
+    root: Path,
+    model: nn.Module,
+    optimizer: RuleOptimizer,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    check: Callable[[dict[str, Any]], None],
+) -> dict[str, Any] | None:
+    """Loads the newest checkpoint that is whole, whoever wrote it, and returns its `state`; None if there is none.
+
+    A damaged one is said, passed over and removed. All processes call it. `check` is called with the state before
+    anything is changed, and may refuse.
     """
-    for folder in reversed(_folders(root)):
-        if _is_whole(folder):
-            return torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        say(f"checkpoint {folder}: damaged, trying the one before")
-    return None
+    found = _newest(root, say) if accelerator.is_main_process else None
+    step = int(largest(accelerator, -1 if found is None else found)[0])
+    if accelerator.is_main_process:
+        _remove_damaged(root)
+    if step < 0:
+        return None
+    folder = root / f"step-{step:08d}"
+    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    check(state)
+    if "groups" in state:
+        _load_parts(folder, model, optimizer, state.pop("groups"))
+    else:
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(model, state.pop("model"), options=whole)
+        optimizer.load_state_dict(state.pop("optimizer"))
+    accelerator.wait_for_everyone()  # nobody writes the next one while another still reads
+    return state
+
+
+def _load_parts(folder: Path, model: nn.Module, optimizer: RuleOptimizer, groups: list[dict[str, Any]]) -> None:
+    weights, own = _state(model, optimizer)
+    alone = not isinstance(model, FSDPModule)  # then every process reads everything
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it is meant to be
+        dcp.load(_tensors(model, weights, own), storage_reader=reader, no_dist=alone)  # in place
+    own["param_groups"] = groups
+    set_state_dict(model, optimizer, model_state_dict=cast(Any, weights), optim_state_dict=own)
+
+
+def _state(model: nn.Module, optimizer: RuleOptimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights, and state by the names of parameters, as they lie on this process. An optimizer without state gets it,
+    from a step of rate 0.
+    """
+    return cast(tuple[dict[str, Tensor], Any], get_state_dict(model, optimizer))
+
+
+def _tensors(model: nn.Module, weights: dict[str, Tensor], state: dict[str, Any]) -> dict[str, Tensor]:
+    """All of these tensors under one name each: of tied weights the first."""
+    tied = tied_names(model)
+    tensors = {f"model.{name}": value for name, value in weights.items() if name not in tied}
+    for name, entry in state["state"].items():
+        tensors |= {f"optimizer.{name}.{field}": value for field, value in entry.items()}
+    return tensors
 
 
 def remove_checkpoints(root: Path) -> None:
@@ -59,7 +157,16 @@ def remove_checkpoints(root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
 
 
-def remove_damaged(root: Path) -> None:
+def _newest(root: Path, say: Callable[[str], None]) -> int | None:
+    """The step of the newest checkpoint that is whole."""
+    for folder in reversed(_folders(root)):
+        if _is_whole(folder):
+            return int(folder.name.removeprefix("step-"))
+        say(f"checkpoint {folder}: damaged, trying the one before")
+    return None
+
+
+def _remove_damaged(root: Path) -> None:
     """Removes the checkpoints that cannot be read, which would otherwise count among the newest."""
     for folder in _folders(root):
         if not _is_whole(folder):
@@ -68,8 +175,11 @@ def remove_damaged(root: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     checksum = read_json(folder / "checksum.json")
+    if not isinstance(checksum, dict):
+        return False
+    expected = {"state.pt": checksum.get("sha256"), **checksum.get("parts", {})}
     try:
-        return isinstance(checksum, dict) and checksum.get("sha256") == sha256_of(folder / "state.pt")
+        return all(sha256 == sha256_of(folder / name) for name, sha256 in expected.items())
     except OSError:
         return False
 

@@ -15,7 +15,7 @@ import torch
 PACKAGES = ("torch", "numpy", "transformers", "accelerate", "tokenizers", "hydra-core", "omegaconf", "wandb")
 
 
-def describe_environment(device: torch.device, processes: int) -> dict[str, Any]:
+def describe_environment(device: torch.device, processes: int, sharding: str = "none") -> dict[str, Any]:
     """A flat description of this process's surroundings."""
     return {
         "python": sys.version.split()[0],
@@ -28,6 +28,7 @@ def describe_environment(device: torch.device, processes: int) -> dict[str, Any]
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": processes,
+        "sharding": sharding,
     }
 
 

@@ -6,21 +6,21 @@ import dataclasses
 import os
 import shlex
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cwd import schema
 from cwd.config import identity
 from cwd.errors import UserError
-from cwd.runs import Record
+from cwd.runs import Record, run_key
 from cwd.runs.record import FINISHED
+from cwd.training.processes import Processes, join
 from cwd.training.progress import Progress, duration
 from cwd.training.sources import load_tokens
 
 WAIT = 7 * 24 * 3600.0  # seconds
-MAIN = int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,37 +45,74 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
     """
     if config.machine.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
-    progress = Progress(Progress.resolve(config.machine.progress) if MAIN else "none", config.training.steps, "tokens")
-    data = load_tokens(config, progress.say)
-    description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
+    processes = join(config.machine)
+    kind = Progress.resolve(config.machine.progress) if processes.main else "none"
+    progress = Progress(kind, config.training.steps, "tokens")
+    try:
+        result, found = _find_or_train(config, wait, progress, processes)
+    except BaseException as error:
+        processes.end(None if isinstance(error, SystemExit) else error)
+        raise
+    processes.end()
+    _tell(result, config, progress, found)
+    _tell_next(result, config, progress, overrides)
+    return result
+
+
+def _find_or_train(config: schema.Config, wait: bool, progress: Progress, processes: Processes) -> tuple[Result, bool]:
+    """The result, and whether it was there already."""
     everything = dataclasses.asdict(config)
-    record = Record.create(Path(config.machine.runs), identity(config), description, everything)
-    found = _finished(record)
-    if found is None:
-        with record.lock(WAIT if wait else None) if MAIN else nullcontext():
-            found = _finished(record)  # by the process that we waited for
-            result = found or _train(config, data, record, progress)
-    _tell(found or result, config, progress, found is not None)
-    _tell_next(found or result, config, progress, overrides)
-    return found or result
+    processes.begin(progress.warn)
+    processes.agree(everything)
+    data = processes.in_turn(lambda: load_tokens(config, progress.say))
+    processes.agree({"the data's fingerprint": data.fingerprint})
+    description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
+    root, own = Path(config.machine.runs), identity(config)
+    if processes.main:
+        record = Record.create(root, own, description, everything)
+    else:
+        record = Record(root / run_key(own, data.fingerprint))
+    with _held(record, WAIT if wait else None, processes) as state:
+        if state in FINISHED:
+            return Result(state, record, record.summary), True
+        return _train(config, data, record, progress, processes), False
 
 
-def _finished(record: Record) -> Result | None:
+@contextmanager
+def _held(record: Record, patience: float | None, processes: Processes) -> Iterator[str]:
+    """The run's state, the same for all processes, of which the first holds the lock unless it is finished."""
+    if not processes.main:
+        yield processes.hear()
+        return
     state = record.status["state"]
-    return Result(state, record, record.summary) if state in FINISHED else None
+    if state not in FINISHED:
+        with record.lock(patience):
+            state = record.status["state"]  # another process may have finished it while we waited
+            processes.tell(state)
+            yield state
+    else:
+        processes.tell(state)
+        yield state
 
 
-def _train(config: schema.Config, data: Any, record: Record, progress: Progress) -> Result:
+def _train(config: schema.Config, data: Any, record: Record, progress: Progress, processes: Processes) -> Result:
     """Imports what is heavy, and keeps the record's status true whatever happens."""
     from cwd.training.session import train  # torch, transformers and accelerate come with it
 
-    try:
-        return Result(*train(config, data, record, progress))
-    except Exception as error:
-        if MAIN:
-            message = str(error) if isinstance(error, UserError) else traceback.format_exc()
+    def note(message: str) -> None:
+        if processes.main:
             with suppress(OSError):  # the disk may be what failed
                 record.set_status("failed", record.status["step"], message=message)
+
+    def lose(message: str) -> None:
+        note(message)
+        progress.warn(message)
+
+    processes.on_loss = lose
+    try:
+        return Result(*train(config, data, record, progress, processes))
+    except Exception as error:
+        note(str(error) if isinstance(error, UserError) else traceback.format_exc())
         raise
     finally:
         progress.close()

@@ -6,18 +6,18 @@ import textwrap
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers.utils import logging as transformers_logging
 
 from cwd import schema
 from cwd.data.tokens import TokenData
-from cwd.errors import UserError
 from cwd.models.zoo import count_parameters
 from cwd.runs import Record
 from cwd.training.checkpoint import remove_checkpoints
 from cwd.training.environment import describe_environment
 from cwd.training.memory import keep_freed_memory
+from cwd.training.parallel import open_accelerator
+from cwd.training.processes import Processes
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts, follow_parent
 from cwd.training.tasks.language import LanguageTask
@@ -28,7 +28,7 @@ NO_TRACKER = schema.Tracker(name="none")
 
 
 def train(
-    config: schema.Config, data: TokenData, record: Record, progress: Progress
+    config: schema.Config, data: TokenData, record: Record, progress: Progress, processes: Processes
 ) -> tuple[str, Record, dict[str, Any] | None]:
     """Trains to the end and writes the outcome into the record. Returns (state, record, summary).
 
@@ -40,7 +40,7 @@ def train(
     if config.machine.threads:
         torch.set_num_threads(config.machine.threads)
     transformers_logging.disable_progress_bar()
-    accelerator = _accelerator(config)
+    accelerator = open_accelerator(config, processes.count)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     main = accelerator.is_main_process
@@ -49,9 +49,11 @@ def train(
             task = LanguageTask(config, data)
             if main:
                 record.set_status("running", record.status["step"], steps=config.training.steps)
-                record.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
+                place = accelerator.device, accelerator.num_processes, config.machine.sharding
+                record.add_environment(describe_environment(*place))
             tracker = open_tracker(config.tracker if main else NO_TRACKER, config, record, progress.warn)
             trainer = Trainer(config, task, record, accelerator, progress, tracker, interrupts)
+            processes.agree({"the initial weights": trainer.weights_hash})
             _introduce(config, data, record, trainer, progress)
             return _fit(trainer)
     finally:
@@ -81,13 +83,6 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
     finally:
         trainer.tracker.finish(summary or {"state": state})
     return state, record, summary
-
-
-def _accelerator(config: schema.Config) -> Accelerator:
-    device, precision = config.machine.device, config.training.precision
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("machine.device=cuda: torch sees no CUDA device here; allowed are auto and cpu")
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
 
 
 def _introduce(config: schema.Config, data: TokenData, record: Record, trainer: Trainer, progress: Progress) -> None:

@@ -6,12 +6,11 @@ run that is stopped anywhere and goes on from a checkpoint ends with the same bi
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import shutil
 import time
-from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +19,21 @@ from accelerate import Accelerator
 from cwd import schema
 from cwd.errors import UserError
 from cwd.files import sync
+from cwd.models.flops import flops_per_token
 from cwd.runs import MetricsLog, Record
-from cwd.training.checkpoint import load_checkpoint, remove_damaged, save_checkpoint
+from cwd.training.checkpoint import load_checkpoint, save_checkpoint
 from cwd.training.optimizer import build_optimizer
+from cwd.training.pairing import chain, hash_weights
+from cwd.training.parallel import accumulating, computing, distribute, largest, split_batch, whole, whole_weights
+from cwd.training.precision import WEIGHTS
+from cwd.training.profile import Trace
 from cwd.training.progress import Progress
 from cwd.training.schedule import lr_factor
 from cwd.training.signals import Interrupted, Interrupts
 from cwd.training.tasks import Batch, Task, chunks
+from cwd.training.throughput import Speedometer
 from cwd.training.tracker import Tracker
+from cwd.training.validation import evaluate, to_device
 
 
 class Diverged(Exception):
@@ -65,12 +71,15 @@ class Trainer:
         self.config, self.task, self.record, self.accelerator = config, task, record, accelerator
         self.progress, self.tracker, self.interrupts = progress, tracker, interrupts
         self.steps = config.training.steps
-        self.share, self.micro = _split_batch(config, accelerator.num_processes)
+        self.share, self.micro = split_batch(config, accelerator.num_processes)
         torch.manual_seed(config.seed)
         self.bare_model = task.build_model()
-        self.weights_hash = _hash_weights(self.bare_model)
-        model = torch.compile(self.bare_model) if config.machine.compile else self.bare_model
-        self.model = accelerator.prepare(model)
+        self.weights_hash = hash_weights(self.bare_model)
+        self.parameters = sum(p.numel() for p in self.bare_model.parameters())
+        self.precision = config.training.precision
+        flops = flops_per_token(self.bare_model, config.training.seq_len) if task.unit == "tokens" else None  # type: ignore[arg-type]
+        self.speed = Speedometer(accelerator, self.precision, task.unit, flops)
+        self.model = distribute(self.bare_model.to(WEIGHTS[self.precision]), config, accelerator)
         self.rule_optimizer, self.groups = build_optimizer(config, self.bare_model)
         self.optimizer = accelerator.prepare(self.rule_optimizer)
         self.step = 0
@@ -98,6 +107,7 @@ class Trainer:
                 self.advance()
             return self._finish()
         finally:
+            self._trace.close()
             if self._log_file is not None:
                 self._log_file.close()
 
@@ -108,13 +118,17 @@ class Trainer:
         self._log_resume()
         self._started = self._saved = time.monotonic()
         self._first_step, self._seconds_before, self._units_here = self.step, self.seconds, 0
+        traced = self.config.machine.profile if self.accelerator.is_main_process else 0
+        self._trace = Trace(traced, self.record.folder, self.progress.say)
 
     def advance(self) -> None:
         """One update and whatever is due after it."""
         measured = _due(self.step + 1, self.config.telemetry.every) or (self.step == 0 and self.config.telemetry.every)
         self.rule_optimizer.measure = bool(measured)
+        self.speed.go()
         self._update()
         self.step += 1
+        self._trace.step()
         self.seconds = self._seconds_before + time.monotonic() - self._started
         last = self.step == self.steps
         if _due(self.step, self.config.machine.log_every) or last:
@@ -122,6 +136,7 @@ class Trainer:
         if measured:
             self._write("telemetry", **self.rule_optimizer.take_measures())
         if _due(self.step, self.config.evaluation.every) or last:
+            self._log_speed()
             self._evaluate()
         if not last:
             self._save_or_leave()
@@ -129,32 +144,31 @@ class Trainer:
     def _save_or_leave(self) -> None:
         """A checkpoint if the time for it has come or a signal came; after a signal, the end."""
         old = time.monotonic() - self._saved >= self.config.machine.checkpoint_seconds
-        due, signal = self._agree(int(old), self.interrupts.signal)
+        # Clocks and signals differ between processes, and all must do the same.
+        due, signal = map(int, largest(self.accelerator, old, self.interrupts.signal))
         if due or signal:
             self._save()
         if signal:
             raise Interrupted(signal, self.step)
 
-    def _agree(self, *values: int) -> list[int]:
-        """The largest of each value over the processes: clocks and signals differ, and all must do the same."""
-        if self.accelerator.num_processes == 1:
-            return list(values)
-        return self.accelerator.gather(torch.tensor([values], device=self.accelerator.device)).amax(0).tolist()
-
     def _update(self) -> None:
         """One optimizer update on the step's batch, accumulated over micro-batches."""
-        batch = self.task.batch(self.step)
-        self.batches_hash = _chain(self.batches_hash, batch)
-        self._units_here += self.task.units(batch)
+        with self.speed.data():
+            batch = self.task.batch(self.step)
+            self.batches_hash = chain(self.batches_hash, batch)
+        units = self.task.units(batch)
+        self._units_here += units
         self._seed_step()
         factor = lr_factor(self.config.schedule, self.step, self.steps)
         for group in self.rule_optimizer.param_groups:
             group["lr"] = self.config.optimizer.lr * group["lr_multiple"] * factor
         loss = self._accumulate(batch)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm or math.inf)
-        self.optimizer.step()
+        with self.speed.optimizer():
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        self.pending.append(torch.stack([loss, norm.detach().to(loss.dtype)]))
+        self.pending.append(torch.stack([loss, whole(norm.detach()).to(loss.dtype)]))
+        self.speed.count(units)
 
     def _seed_step(self) -> None:
         """Makes what a model draws in this step (dropout) a function of (seed, step, process)."""
@@ -166,11 +180,12 @@ class Trainer:
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean loss over this process's share of the batch; returns that loss, 0-D."""
         first = self.accelerator.process_index * self.share
-        total = torch.zeros((), device=self.accelerator.device)
+        total = torch.zeros((), dtype=WEIGHTS[self.precision], device=self.accelerator.device)
         for start, stop in chunks(self.share, self.micro):
-            piece = self._to_device(batch, first + start, first + stop)
-            with nullcontext() if stop == self.share else self.accelerator.no_sync(self.model):
-                loss = self.task.loss(self.model, piece) * ((stop - start) / self.share)
+            piece = to_device(batch, self.accelerator.device, first + start, first + stop)
+            with accumulating(self.accelerator, self.model, last=stop == self.share):
+                with computing(self.accelerator, self.model, self.precision):
+                    loss = self.task.loss(self.model, piece) * ((stop - start) / self.share)
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -201,20 +216,17 @@ class Trainer:
             raise Diverged(self.step - len(values) + 1 + int((~finite).nonzero()[0]), "the training loss")
         return values
 
-    @torch.no_grad()
+    def _log_speed(self) -> None:
+        """A line with what the updates since the last one cost."""
+        found = self.speed.take()
+        if found is not None:
+            self._write("speed", **found)
+            self.tracker.log({f"speed/{name}": value for name, value in found.items() if value is not None}, self.step)
+
     def _evaluate(self) -> None:
-        """Metrics on the evaluation set, each process on its part."""
-        self.model.eval()
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        names = ("count", *self.task.metrics)
-        sums = torch.zeros(len(names), dtype=torch.float64, device=self.accelerator.device)
-        for start, stop in list(chunks(self.task.evaluation_rows(), self.micro))[rank::processes]:
-            piece = self._to_device(self.task.evaluation_batch(start, stop), 0, stop - start)
-            measured = self.task.measure(self.model, piece)
-            sums += torch.stack([measured[name] for name in names])
-        self.model.train()
-        count, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
-        metrics = {name: total / count for name, total in zip(self.task.metrics, totals, strict=True)}
+        """Metrics on the evaluation set."""
+        with computing(self.accelerator, self.model, self.precision):
+            metrics = evaluate(self.model, self.task, self.accelerator, self.micro)
         if not math.isfinite(metrics["loss"]):
             raise Diverged(self.step, "the evaluation loss")
         self.evaluated = metrics
@@ -227,42 +239,40 @@ class Trainer:
         """A checkpoint of the current step. The losses since the last line are checked first: a broken state is not
         worth keeping.
         """
+        self.speed.stop()
         if self.pending:
             rows = self._drain()
             self.pending = list(rows.to(self.accelerator.device))
         if self._log_file is not None:
             self._log_file.sync()  # a checkpoint must not outlive the lines that came before it
-            state = {
-                "step": self.step,
-                "seconds": self.seconds,
-                "batches_hash": self.batches_hash,
-                "weights_hash": self.weights_hash,
-                "pending": torch.stack(self.pending).cpu() if self.pending else None,
-                "model": self.bare_model.state_dict(),
-                "optimizer": self.rule_optimizer.state_dict(),
-            }
-            save_checkpoint(self.record.folder / "checkpoints", self.step, state)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "batches_hash": self.batches_hash,
+            "weights_hash": self.weights_hash,
+            "pending": torch.stack(self.pending).cpu() if self.pending else None,
+        }
+        save_checkpoint(self._checkpoints, self.step, state, self.bare_model, self.rule_optimizer, self.accelerator)
+        if self.accelerator.is_main_process:
             self.record.set_status("running", self.step, steps=self.steps)
         self._saved = time.monotonic()
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.record.folder / "checkpoints", self.progress.warn)
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            remove_damaged(self.record.folder / "checkpoints")
+        where = self.bare_model, self.rule_optimizer, self.accelerator
+        state = load_checkpoint(self._checkpoints, *where, self.progress.warn, self._check_state)
         if state is None:
             return
+        self.step, self.seconds, self.batches_hash = state["step"], state["seconds"], state["batches_hash"]
+        if state["pending"] is not None:
+            self.pending = list(state["pending"].to(self.accelerator.device))
+        self.progress.say(f"going on from step {self.step}")
+
+    def _check_state(self, state: dict[str, Any]) -> None:
         if state["weights_hash"] != self.weights_hash:
             raise UserError(
                 f"run {self.record.key}: its checkpoint began from other initial weights than this installation draws "
                 f"for seed {self.config.seed} (another version of torch?); remove {self.record.folder} to start it anew"
             )
-        self.step, self.seconds, self.batches_hash = state["step"], state["seconds"], state["batches_hash"]
-        self.bare_model.load_state_dict(state["model"])
-        self.rule_optimizer.load_state_dict(state["optimizer"])
-        if state["pending"] is not None:
-            self.pending = list(state["pending"].to(self.accelerator.device))
-        self.progress.say(f"going on from step {self.step}")
 
     def _log_resume(self) -> None:
         """Undoes, for readers of the metrics, what an earlier start wrote after the step we go on from."""
@@ -272,20 +282,25 @@ class Trainer:
 
     def _finish(self) -> dict[str, Any]:
         """Saves the final weights, and says what came out."""
+        weights = whole_weights(self.bare_model)
         if self.accelerator.is_main_process:
-            self._save_model()
+            self._save_model(weights)
         return {
             **self.evaluated,
             "steps": self.steps,
             self.task.unit: self.task.units(self.task.batch(0)) * self.steps,
             "seconds": self.seconds,
-            "parameters": sum(p.numel() for p in self.bare_model.parameters()),
+            "parameters": self.parameters,
             "pairing": {"weights": self.weights_hash, "batches": self.batches_hash},
         }
 
-    def _save_model(self) -> None:
+    @property
+    def _checkpoints(self) -> Path:
+        return self.record.folder / "checkpoints"
+
+    def _save_model(self, weights: dict[str, torch.Tensor]) -> None:
         work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / "model"
-        self.bare_model.save_pretrained(work)  # type: ignore[operator]
+        self.bare_model.save_pretrained(work, state_dict=weights)  # type: ignore[operator]
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
         sync(self.record.folder)
@@ -294,42 +309,6 @@ class Trainer:
         if self._log_file is not None:
             self._log_file.write(kind, self.step, **values)
 
-    def _to_device(self, batch: Batch, start: int, stop: int) -> Batch:
-        return {name: tensor[start:stop].to(self.accelerator.device) for name, tensor in batch.items()}
-
-
-def _split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
-    """(rows of each process, rows at once)."""
-    size = config.training.batch_size
-    if size % processes:
-        raise UserError(f"training.batch_size={size}: cannot be shared evenly by {processes} processes")
-    share = size // processes
-    micro = config.machine.micro_batch_size or share
-    if share % micro:
-        raise UserError(
-            f"machine.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} "
-            "processes has"
-        )
-    return share, micro
-
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _hash_weights(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def _chain(previous: str, batch: Batch) -> str:
-    """The hash of all batches so far, from the one before and this batch: a chain, so that a checkpoint can carry
-    it.
-    """
-    digest = hashlib.sha256(previous.encode())
-    for name in sorted(batch):
-        digest.update(batch[name].contiguous().numpy().data)
-    return digest.hexdigest()[:16]
