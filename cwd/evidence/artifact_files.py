@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from cwd.errors import UserError, nearest
-from cwd.evidence.reading import read_yaml
+from cwd.reading import read_yaml
 from cwd.sweeps import CONFIGS
 
 SCALES = ("smoke", "laptop", "paper")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ class Task(Protocol):
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch, float64, and their "count"; a metric is its sum divided by the count."""
+
+    def complete(self, model: nn.Module, folder: Path) -> None:
+        """Adds to the folder of the trained model what it cannot be used without (a tokenizer)."""
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from cwd import schema
 from cwd.data.batches import evaluation_rows, inputs_and_targets, rows
+from cwd.data.export import save_for_transformers
 from cwd.data.tokens import TokenData
 from cwd.models import build
 from cwd.training.tasks import Batch
@@ -25,7 +27,7 @@ class LanguageTask:
 
     def __init__(self, config: schema.Config, data: TokenData) -> None:
         self._model, self._training, self._seed = config.model, config.training, config.seed
-        self._train = data.tokens("train")
+        self._data, self._train = data, data.tokens("train")
         self._vocab_size = data.vocab_size
         self._evaluation = evaluation_rows(
             data.tokens("validation"), config.evaluation.sequences, self._training.seq_len
@@ -67,6 +69,10 @@ class LanguageTask:
             "accuracy": (logits.argmax(-1) == targets).double().sum(),
             "count": torch.tensor(float(targets.numel()), dtype=torch.float64, device=targets.device),
         }
+
+    def complete(self, model: nn.Module, folder: Path) -> None:
+        """The tokenizer, beside weights and configuration."""
+        save_for_transformers(self._data.tokenizer(), folder)
 
 
 def _tensors(token_rows: Any) -> Batch:
