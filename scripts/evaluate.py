@@ -37,7 +37,9 @@ def main() -> None:
     records = [find(arguments.runs, key) for key in keys] or select(arguments.runs, [*filters, "state=done"])
     if not records:
         raise UserError(f"no finished run in {arguments.runs} matches {' '.join(filters)}".rstrip())
-    evaluator = Evaluator(suite, arguments.data, arguments.device, arguments.batch_size, lambda text: print(text, flush=True))
+    evaluator = Evaluator(
+        suite, arguments.data, arguments.device, arguments.batch_size, lambda text: print(text, flush=True)
+    )
     wrong = evaluate_runs(records, evaluator)
     if wrong:
         raise UserError(f"{len(wrong)} of {len(records)} runs were not evaluated; {wrong[0]}")

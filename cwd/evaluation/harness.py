@@ -51,7 +51,9 @@ class Harness:
         for entry in suite.tasks:
             known = self._manager.all_tasks
             if entry.task not in known:
-                raise UserError(f"suite={suite.name}: {entry.task}: the harness has no such task{nearest(entry.task, known)}")
+                raise UserError(
+                    f"suite={suite.name}: {entry.task}: the harness has no such task{nearest(entry.task, known)}"
+                )
 
     def load(self, folder: Path, tokenizer: Any, device: str, batch_size: int) -> Any:
         """The model of a folder, ready to be asked. On several processes (accelerate) each gets a part of the items.
@@ -86,8 +88,7 @@ class Harness:
                 raise UserError(f"{folder}: transformers cannot load it ({_line(error)})") from error
 
     def score(self, model: Any, entry: Entry) -> dict[str, Any] | None:
-        """What a task's items and their mean came to, as :mod:`cwd.runs.evaluations` keeps it; None on all processes but
-        the main one.
+        """What a task's items and their mean came to, for :mod:`cwd.runs.evaluations`; None but on the main process.
 
         Raises:
             UserError: the task's data cannot be loaded, or it does not have the metric.
@@ -105,6 +106,9 @@ class Harness:
                 )
         except (OSError, ValueError, RuntimeError, LookupError) as error:
             raise UserError(f"suite={self.suite.name}: {entry.task}: cannot be evaluated ({_line(error)})") from error
+        except AssertionError as error:
+            limit = f"is an answer empty, or longer than the model's {model.max_length} tokens?"
+            raise UserError(f"suite={self.suite.name}: {entry.task}: cannot be evaluated ({limit})") from error
         return None if found is None else self._kept(entry, found)
 
     def _kept(self, entry: Entry, found: dict[str, Any]) -> dict[str, Any]:
@@ -115,11 +119,17 @@ class Harness:
             if f"{name},none" in whole
         }
         if entry.metric not in metrics:
-            raise UserError(f"suite={self.suite.name}: {entry.task}: has no {entry.metric}; it has {', '.join(metrics)}")
+            raise UserError(
+                f"suite={self.suite.name}: {entry.task}: has no {entry.metric}; it has {', '.join(metrics)}"
+            )
         samples = {name: sorted(items, key=lambda one: one["doc_id"]) for name, items in found["samples"].items()}
         flat = [item for _, items in sorted(samples.items()) for item in items]
         shared = [name for name in METRICS if all(name in item for item in flat)]
-        ids = [f"{name}/{item['doc_id']}/{item['doc_hash'][:8]}" for name, items in sorted(samples.items()) for item in items]
+        ids = [
+            f"{name}/{item['doc_id']}/{item['doc_hash'][:8]}"
+            for name, items in sorted(samples.items())
+            for item in items
+        ]
         return {
             "suite": self.suite.name,
             "task": entry.task,

@@ -31,11 +31,13 @@ VERSION = 1.0  # of the tasks: raised when the same text comes to give other ite
 ITEMS = 400  # of a task, at most
 FEWEST = 20
 CHOICES = 4
-CONTEXT, PIECE, LINE = 72, 24, 40  # characters: together below the 128 tokens that the smallest models take
+CONTEXT, PIECE, ANSWER = 80, 24, 32  # characters: 128 tokens for both are few enough for small models
 WORD = re.compile(r"\b[A-Za-z_][A-Za-z0-9_]*")
 MOST_TEXT = 4_000_000  # tokens
 Item = dict[str, Any]
-Place = tuple[int, str, Callable[[Random], list[str]]]  # where the right choice starts, the choice, and three wrong ones
+Place = tuple[
+    int, str, Callable[[Random], list[str]]
+]  # where the right choice starts, the choice, and three wrong ones
 
 
 def find_data(root: Path, fingerprint: str) -> TokenData | None:
@@ -88,7 +90,9 @@ def _task(name: str, folder: Path) -> dict[str, Any]:
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "label",
         "target_delimiter": "",
-        "metric_list": [{"metric": one, "aggregation": "mean", "higher_is_better": True} for one in ("acc", "acc_norm")],
+        "metric_list": [
+            {"metric": one, "aggregation": "mean", "higher_is_better": True} for one in ("acc", "acc_norm")
+        ],
         "metadata": {"version": VERSION},
     }
 
@@ -100,9 +104,9 @@ def make_items(text: str) -> dict[str, list[Item]]:
 
 def _spread(text: str, name: str, make: Callable[[str], Iterator[Place]]) -> list[Item]:
     """Items at ITEMS of all places; the right choice stands at each position equally often."""
-    places = list(make(text))
+    places = [(start, right, others) for start, right, others in make(text) if _fits(text, start, right)]
     chosen = [places[i * len(places) // ITEMS] for i in range(ITEMS)] if len(places) > ITEMS else places
-    items = []
+    items: list[Item] = []
     for number, (start, right, others) in enumerate(chosen):
         context = text[max(0, start - CONTEXT) : start]
         random = Random(hashlib.sha256(f"{name} {number} {context}{right}".encode()).digest())
@@ -119,9 +123,11 @@ def _continuations(text: str) -> Iterator[Place]:
     starts = [m.start() for m in WORD.finditer(text) if CONTEXT <= m.start() < len(text) - PIECE]
     starts = [one for one in starts if text[one - 1] == " " and _plain(text[one : one + PIECE])]
     for start in starts[:: max(1, len(starts) // (2 * ITEMS))]:
-        yield start, text[start : start + PIECE], lambda random: [
-            text[one : one + PIECE] for one in random.sample(starts, CHOICES - 1)
-        ]
+        yield (
+            start,
+            text[start : start + PIECE],
+            lambda random: [text[one : one + PIECE] for one in random.sample(starts, CHOICES - 1)],
+        )
 
 
 def _identifiers(text: str) -> Iterator[Place]:
@@ -142,7 +148,7 @@ def _orders(text: str) -> Iterator[Place]:
         words = [m.span() for m in WORD.finditer(line.rstrip())]
         begin = len(line) - len(line.lstrip())
         body = line.strip()
-        if start + begin >= CONTEXT and len(words) >= CHOICES and len(body) <= LINE and _plain(body):
+        if start + begin >= CONTEXT and len(words) >= CHOICES and len(body) <= ANSWER and _plain(body):
             yield start + begin, body, lambda random, body=body: _swapped(body, random)  # type: ignore[misc]
         start += len(line)
 
@@ -152,10 +158,14 @@ def _swapped(body: str, random: Random) -> list[str]:
     spans = [m.span() for m in WORD.finditer(body)]
     pairs = [(a, b) for i, a in enumerate(spans) for b in spans[i + 1 :] if body[slice(*a)] != body[slice(*b)]]
     random.shuffle(pairs)
-    made = [
-        body[: a[0]] + body[slice(*b)] + body[a[1] : b[0]] + body[slice(*a)] + body[b[1] :] for a, b in pairs
-    ]
+    made = [body[: a[0]] + body[slice(*b)] + body[a[1] : b[0]] + body[slice(*a)] + body[b[1] :] for a, b in pairs]
     return [one for one in dict.fromkeys(made) if one != body][: CHOICES - 1]
+
+
+def _fits(text: str, start: int, right: str) -> bool:
+    """Whether the answer is short enough. The harness moves the white space at a context's end into the answer."""
+    context = text[max(0, start - CONTEXT) : start]
+    return len(context) - len(context.rstrip()) + len(right) <= ANSWER
 
 
 def _is_identifier(word: str) -> bool:

@@ -119,16 +119,17 @@ class Subject:
     def stamp(self, entry: Entry, version: str) -> str:
         """What a result is of: weights, task, its examples and files, and the harness."""
         shots = self.suite.shots(entry)
-        return digest({"weights": self.weights, "task": entry.task, "shots": shots, "by": version, "files": self._files})
+        return digest(
+            {"weights": self.weights, "task": entry.task, "shots": shots, "by": version, "files": self._files}
+        )
 
     @cached_property
     def _files(self) -> dict[str, str]:
         """name -> SHA-256 of the tasks' files; those made here name their own folder, which says nothing."""
         if self.tasks is None:
             return {}
-        made_here = self.suite.source == "heldout"
-        paths = sorted(path for path in self.tasks.iterdir() if path.is_file())
-        return {path.name: sha256_of(path) for path in paths if not (made_here and path.suffix == ".yaml")}
+        kinds = (".jsonl",) if self.suite.source == "heldout" else (".yaml", ".json", ".jsonl", ".csv", ".parquet")
+        return {path.name: sha256_of(path) for path in sorted(self.tasks.iterdir()) if path.suffix in kinds}
 
     def _tasks(self) -> Path | None:
         if self.suite.source == "heldout":
@@ -150,8 +151,8 @@ def told(record: Record, result: dict[str, Any], how: str = "done ") -> str:
     """A result in a line."""
     metric = result["metrics"][result["metric"]]
     error = "" if metric["stderr"] is None else f" ± {metric['stderr']:.4f}"
-    count = len(result["items"]["ids"])
-    return f"{how}  {record.key[:8]}  {result['task']:<20} {result['metric']} {metric['value']:.4f}{error}  ({count} items)"
+    score = f"{result['metric']} {metric['value']:.4f}{error}"
+    return f"{how}  {record.key[:8]}  {result['task']:<20} {score}  ({len(result['items']['ids'])} items)"
 
 
 def evaluate_runs(records: Sequence[Record], evaluator: Evaluator) -> list[str]:

@@ -97,6 +97,7 @@ class Claim:
     control: bool = False  # not the paper's: it has no such arm or comparison
     check: str | None = None
     field: str | None = None
+    printed: tuple[str, ...] = ()  # the paper's metrics, where the scale's suite has others
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Artifact:
     claims: tuple[Claim, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)  # coordinates -> published.yaml's name
     needs: str | None = None  # what must exist before it can be run at any scale
+    suite: str | None = None  # what its runs are evaluated on; the metric ``suite`` (``suite%``) is each of its tasks
     seeds: int | None = None  # instead of the ladder's
     ledger: bool = True  # whether its claims stand in the ledger; not those that repeat another's
 
@@ -143,6 +145,7 @@ class Ladder:
     tuning_seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     multiples: tuple[float, ...] = ()
+    suites: dict[str, str] = field(default_factory=dict)  # what stands for an artifact's suite; itself, if not here
     search: dict[str, Search] = field(default_factory=dict)
     sizes: dict[str, Rung] = field(default_factory=dict)
 

@@ -26,9 +26,10 @@ from cwd.errors import UserError
 from cwd.evidence.artifact_files import Artifact, Claim
 from cwd.evidence.artifacts import AXES, Point
 from cwd.evidence.grid import Cell, check_paired
+from cwd.evidence.items import check_same_items
 from cwd.evidence.lambdas import best_lambda
 from cwd.evidence.listing import flatten
-from cwd.evidence.measures import measure, parts
+from cwd.evidence.measures import is_evaluation, measure, metric_name, parts
 from cwd.evidence.published import look_up
 from cwd.evidence.statistics import LEVEL, Estimate, estimate, holm, region_test, seeds_needed, verdicts
 
@@ -184,7 +185,8 @@ def _paired(claim: Claim, a: Cell, b: Cell) -> tuple[float | None, str]:
     check_paired(a, b)
     x, y = measure(a, claim.metric), measure(b, claim.metric)
     if x is None or y is None:
-        return None, f"no {claim.metric} in the record"
+        return None, "" if is_evaluation(claim.metric) else f"no {claim.metric} in the record"
+    check_same_items(a, b, claim.metric)
     return (math.log(x / y), "") if claim.test == "log_ratio" else (x - y, "")
 
 
@@ -264,6 +266,7 @@ def _published(claim: Claim, artifact: Artifact, pairs: list[tuple[Point, ...]])
 def _printed(claim: Claim, artifact: Artifact, coordinates: Mapping[str, Any]) -> float | None:
     assert claim.published is not None
     found = [
-        look_up(claim.published, {**coordinates, "metric": name}, artifact.aliases) for name in parts(claim.metric)
+        look_up(claim.published, {**coordinates, "metric": name}, artifact.aliases)
+        for name in claim.printed or map(metric_name, parts(claim.metric))
     ]
     return None if None in found else sum(found) / len(found)

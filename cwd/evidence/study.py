@@ -13,8 +13,10 @@ from cwd.evidence.artifact_files import Artifact, load_artifact, load_ladder
 from cwd.evidence.artifacts import Point, expand, missing, with_cells
 from cwd.evidence.claims import Finding, judge
 from cwd.evidence.grid import RunsFolder
+from cwd.evidence.items import lacks, with_suite
 from cwd.evidence.lambdas import Choice, own_choices
 from cwd.evidence.theory import Check, find_checks, judge_checks
+from cwd.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class State:
     choices: list[Choice]  # of lambda, for its points with a lambda of their own
     search_runs: int  # in the grid on which the baseline's rate and lambda are tuned
     tuning: list[Point]  # what the choices are made from, on tuning seeds
+    suite: Suite | None = None  # what its runs are evaluated on
 
     @cached_property
     def missing(self) -> list[tuple[dict[str, Any], float]]:
@@ -37,13 +40,20 @@ class State:
         """
         return missing([*self.points, *self.tuning])
 
+    @cached_property
+    def unevaluated(self) -> list[str]:
+        """The keys of its finished runs that were not evaluated on its suite."""
+        cells = [cell for point in self.points for cell in point.cells.values()]
+        lacking = [cell.record for cell in cells if self.suite and lacks(cell, self.suite)]
+        return list(dict.fromkeys(record.key for record in lacking if record))
+
     @property
     def unfinished(self) -> list[str]:
         """The state of each of its runs that has no result."""
         cells = [cell for point in self.points for cell in point.cells.values()]
-        return [cell.state for cell in cells if not cell.summary] + [
-            "missing" for check in self.checks if not check.record
-        ]
+        states = [cell.state for cell in cells if not cell.summary]
+        checks = ["missing" for check in self.checks if not check.record]
+        return [*states, *checks, *("not evaluated" for _ in self.unevaluated)]
 
     @property
     def needs(self) -> list[str]:
@@ -72,7 +82,7 @@ class Study:
 
     def state(self, name: str) -> State:
         """The artifact of configs/artifact/`name`.yaml as it is now."""
-        artifact = load_artifact(name)
+        artifact, suite = with_suite(load_artifact(name), self.ladder)
         tuning = {block.own: self._tuning_points(block.own) for block in artifact.blocks if block.own}
         choices = {source: own_choices(points) for source, points in tuning.items()}
         own = {(source, c.optimizer, c.arm): c.multiple for source, found in choices.items() for c in found}
@@ -89,6 +99,7 @@ class Study:
             [choice for found in choices.values() for choice in found],
             self._search_runs(),
             [point for found in tuning.values() for point in found],
+            suite,
         )
 
     def _search_runs(self) -> int:
