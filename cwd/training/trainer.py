@@ -285,8 +285,7 @@ class Trainer:
 
     def _save_model(self) -> None:
         work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / "model"
-        self.bare_model.save_pretrained(work)  # type: ignore[operator]
-        self.task.complete(self.bare_model, work)
+        self.task.save_model(self.bare_model, work)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
         sync(self.record.folder)

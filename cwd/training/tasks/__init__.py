@@ -40,8 +40,8 @@ class Task(Protocol):
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch, float64, and their "count"; a metric is its sum divided by the count."""
 
-    def complete(self, model: nn.Module, folder: Path) -> None:
-        """Adds to the folder of the trained model what it cannot be used without (a tokenizer)."""
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Writes the model as its own library reads it, with what it cannot be used without (a tokenizer)."""
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -70,8 +70,9 @@ class LanguageTask:
             "count": torch.tensor(float(targets.numel()), dtype=torch.float64, device=targets.device),
         }
 
-    def complete(self, model: nn.Module, folder: Path) -> None:
-        """The tokenizer, beside weights and configuration."""
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """A folder for transformers' Auto classes, with the tokenizer."""
+        model.save_pretrained(folder)  # type: ignore[operator]
         save_for_transformers(self._data.tokenizer(), folder)
 
 
