@@ -15,7 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from cwd.errors import UserError, nearest
-from cwd.schema import SELECTORS, VARIANTS, WSD, Config, Dataset, Group, Optimizer, Simply, Text
+from cwd.schema import (
+    SELECTORS,
+    VARIANTS,
+    WSD,
+    Config,
+    Dataset,
+    Group,
+    Instructions,
+    Optimizer,
+    Pretrained,
+    Simply,
+    Text,
+)
 
 NOT_IDENTITY = tuple(item.name for item in fields(Config) if item.metadata.get("apart"))
 KINDS = {
@@ -225,6 +237,11 @@ def _check_across(config: Config) -> None:
         raise UserError(
             f"schedule.decay_fraction={schedule.decay_fraction:g}: with schedule.warmup={schedule.warmup:g} it is more "
             f"than the whole run; at most {1 - schedule.warmup:g} is allowed"
+        )
+    if isinstance(config.dataset, Instructions) != isinstance(config.model, Pretrained):
+        raise UserError(
+            f"dataset={config.dataset.name}, model.family={config.model.family}: fine-tuning takes instructions and "
+            "pretrained together; task=finetune sets both"
         )
     _check_dataset(config.dataset)
     _check_optimizer(config.optimizer)

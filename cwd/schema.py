@@ -74,6 +74,19 @@ class Simply(Model):
 
 
 @dataclass
+class Pretrained(Model):
+    """A trained causal language model to go on from, whole or by low-rank adapters (LoRA, arXiv 2106.09685)."""
+
+    family: str = choice("pretrained", of=("pretrained",))
+    source: str = "???"  # a run's key, a folder, or a name on the hub
+    adapter: str = choice("lora", of=("lora", "none"))
+    rank: int = number(16, low=1)
+    alpha: float = number(32.0, low=0, above=True)  # the adapter is scaled by alpha / rank
+    dropout: float = number(0.0, low=0, high=1, below=True)
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])  # or names of modules
+
+
+@dataclass
 class Dataset:
     """What every dataset has; `name` picks the source."""
 
@@ -98,6 +111,17 @@ class Text(Dataset):
     files: list[str] = apart([])  # the data's fingerprint says what they hold
     field: str = "text"  # of a .jsonl object
     separator: str | None = None  # splits a .txt or .md file into documents
+
+
+@dataclass
+class Instructions(Dataset):
+    """Instructions and answers, of which the answers are learned."""
+
+    name: str = choice("instructions", of=("instructions",))
+    tokenizer: str = choice("model", of=("model",))  # the pretrained model's
+    files: list[str] = apart([])  # .json or .jsonl; none: the built-in exercises
+    template: str = choice("alpaca", of=("alpaca", "plain", "chat"))
+    packing: bool = False  # several examples in a row, which do not see each other; false: one, filled up
 
 
 @dataclass
@@ -173,6 +197,7 @@ class Decay:
     mode: str = choice(of=MODES)
     weight_decay: float = number(low=0)
     schedule: str = choice("constant", of=DECAY_SCHEDULES)
+    towards: str = later("zero", choice("zero", of=("zero", "start")))  # start: what the parameters were at first
     # Globs on the names of parameters that a normalization follows: those that the corrected schedule is for.
     normalized: list[str] = field(default_factory=lambda: ["layers.*_proj.weight", "layers.*.ffn.*.weight"])
 
@@ -278,9 +303,9 @@ class Config:
 
 
 VARIANTS: dict[str, dict[str, type]] = {
-    "model": {"simply": Simply},
+    "model": {"simply": Simply, "pretrained": Pretrained},
     "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
-    "dataset": {"python_source": PythonSource, "text": Text},
+    "dataset": {"python_source": PythonSource, "text": Text, "instructions": Instructions},
     "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
 }
 SELECTORS = {section: "family" if section == "model" else "name" for section in VARIANTS}  # the key that picks

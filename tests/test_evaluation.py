@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from cwd.data.export import save_for_transformers
+from cwd.data.prepared import find_data
 from cwd.data.tokenizers import ByteTokenizer, train_bpe
 from cwd.errors import UserError
-from cwd.evaluation.heldout import ANSWER, CHOICES, CONTEXT, find_data, make_items
+from cwd.evaluation.heldout import ANSWER, CHOICES, CONTEXT, make_items
 from cwd.evidence.items import compare_items
 from cwd.runs import Record
 from cwd.runs.evaluations import evaluation_file, read_evaluation, write_evaluation

@@ -25,7 +25,7 @@ import yaml
 
 from cwd.data.tokens import TokenData
 from cwd.errors import UserError
-from cwd.files import read_json, write_atomically
+from cwd.files import write_atomically
 
 VERSION = 1.0  # of the tasks: raised when the same text comes to give other items
 ITEMS = 400  # of a task, at most
@@ -38,19 +38,6 @@ Item = dict[str, Any]
 Place = tuple[
     int, str, Callable[[Random], list[str]]
 ]  # where the right choice starts, the choice, and three wrong ones
-
-
-def find_data(root: Path, fingerprint: str) -> TokenData | None:
-    """The prepared data with this fingerprint under `root`; None if it is not there."""
-    for path in sorted(root.glob("*/manifest.json")):
-        manifest = read_json(path)
-        try:
-            data = TokenData(path.parent, manifest)
-            if data.fingerprint == fingerprint:
-                return data
-        except (LookupError, TypeError):  # another kind of folder, or a damaged one
-            continue
-    return None
 
 
 def write_tasks(data: TokenData, root: Path) -> Path:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cwd.data.export import as_hugging_face
+from cwd.data.prepared import find_data
 from cwd.data.tokens import TokenData
 from cwd.errors import UserError
 from cwd.evaluation.harness import Harness, harness_version
-from cwd.evaluation.heldout import find_data, write_tasks
+from cwd.evaluation.heldout import write_tasks
 from cwd.files import sha256_of
 from cwd.runs import Record
 from cwd.runs.evaluations import read_evaluation, write_evaluation

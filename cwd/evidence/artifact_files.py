@@ -125,6 +125,7 @@ class Rung:
 
     overrides: tuple[str, ...] = ()
     core_seconds: float | None = None  # of one run, measured
+    base: tuple[str, ...] = ()  # the run, on seed 0, that its runs go on from (model.source)
     needs: str | None = None  # what must exist before it can be run
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from cwd.errors import UserError
 from cwd.evidence.artifact_files import Artifact, load_artifact, load_ladder
-from cwd.evidence.artifacts import Point, expand, missing, with_cells
+from cwd.evidence.artifacts import Point, base_points, expand, missing, with_cells
 from cwd.evidence.claims import Finding, judge
-from cwd.evidence.grid import RunsFolder
+from cwd.evidence.grid import Cell, RunsFolder
 from cwd.evidence.items import lacks, with_suite
 from cwd.evidence.lambdas import Choice, own_choices
 from cwd.evidence.theory import Check, find_checks, judge_checks
@@ -32,13 +32,14 @@ class State:
     search_runs: int  # in the grid on which the baseline's rate and lambda are tuned
     tuning: list[Point]  # what the choices are made from, on tuning seeds
     suite: Suite | None = None  # what its runs are evaluated on
+    bases: tuple[Point, ...] = ()  # the runs that its runs go on from
 
     @cached_property
     def missing(self) -> list[tuple[dict[str, Any], float]]:
         """The runs to do, those that a choice of lambda waits for among them; as
         :func:`cwd.evidence.artifacts.missing`.
         """
-        return missing([*self.points, *self.tuning])
+        return missing([*self.bases, *self.points, *self.tuning])
 
     @cached_property
     def unevaluated(self) -> list[str]:
@@ -86,7 +87,10 @@ class Study:
         tuning = {block.own: self._tuning_points(block.own) for block in artifact.blocks if block.own}
         choices = {source: own_choices(points) for source, points in tuning.items()}
         own = {(source, c.optimizer, c.arm): c.multiple for source, found in choices.items() for c in found}
-        points = with_cells(expand(artifact, self.ladder, self.seeds, own), self.folder)
+        wanted = base_points(artifact, self.ladder)
+        bases = dict(zip(wanted, with_cells(list(wanted.values()), self.folder), strict=True))
+        done = {size: _key_of(point.cells[0]) for size, point in bases.items()}
+        points = with_cells(expand(artifact, self.ladder, self.seeds, own, done), self.folder)
         checks = find_checks(artifact, self.folder)
         smoke = self.ladder.scale == "smoke"
         findings = [*judge(artifact, points, smoke), *judge_checks(artifact, checks)]
@@ -100,6 +104,7 @@ class Study:
             self._search_runs(),
             [point for found in tuning.values() for point in found],
             suite,
+            tuple(bases.values()),
         )
 
     def _search_runs(self) -> int:
@@ -113,6 +118,11 @@ class Study:
             grid = [replace(point, seeds=()) for point in points if point.coordinates["choice"] == "grid"]
             self._tuning[name] = with_cells(grid, self.folder)
         return self._tuning[name]
+
+
+def _key_of(cell: Cell) -> str | None:
+    """The key of a run that is done."""
+    return cell.record.key if cell.record and cell.summary else None
 
 
 def all_missing(states: Sequence[State]) -> list[tuple[dict[str, Any], float]]:

@@ -28,6 +28,8 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
             model.named_parameters(), patterns, lr=optimizer.lr, weight_decay=decay.weight_decay, decay=decay.mode
         )
         groups = [part for group in groups for part in _scheduled(group, decay, config.training.steps)]
+        if decay.towards == "start":
+            groups = [{**group, "anchor": "initial"} for group in groups]
         if decay.schedule == "corrected" and not any("lr_max" in group and group["params"] for group in groups):
             raise UserError(f"decay.normalized={decay.normalized}: no parameter that decays has such a name")
         lines = describe_groups(groups)

@@ -17,7 +17,7 @@ from cwd.errors import UserError
 from cwd.runs import Record
 from cwd.runs.record import FINISHED
 from cwd.training.progress import Progress, duration
-from cwd.training.sources import load_tokens
+from cwd.training.sources import load_data
 
 WAIT = 7 * 24 * 3600.0  # seconds
 MAIN = int(os.environ.get("RANK", "0")) == 0
@@ -46,8 +46,7 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
     if config.machine.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
     progress = Progress(Progress.resolve(config.machine.progress) if MAIN else "none", config.training.steps, "tokens")
-    data = load_tokens(config, progress.say)
-    description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
+    data, description = load_data(config, progress.say)
     everything = dataclasses.asdict(config)
     record = Record.create(Path(config.machine.runs), identity(config), description, everything)
     found = _finished(record)

@@ -20,6 +20,9 @@ class Task(Protocol):
     def build_model(self) -> nn.Module:
         """The model, its weights drawn from torch's global generator."""
 
+    def describe(self, model: nn.Module) -> list[str]:
+        """Lines for a person: what is trained, on what, for how long."""
+
     def batch(self, step: int) -> Batch:
         """The whole batch of the update with 0-based number `step`, over all processes: a pure function of (data, seed,
         step).

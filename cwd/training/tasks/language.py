@@ -14,6 +14,7 @@ from cwd.data.batches import evaluation_rows, inputs_and_targets, rows
 from cwd.data.export import save_for_transformers
 from cwd.data.tokens import TokenData
 from cwd.models import build
+from cwd.models.zoo import count_parameters
 from cwd.training.tasks import Batch
 
 
@@ -27,7 +28,8 @@ class LanguageTask:
 
     def __init__(self, config: schema.Config, data: TokenData) -> None:
         self._model, self._training, self._seed = config.model, config.training, config.seed
-        self._data, self._train = data, data.tokens("train")
+        self._name, self._scale, self._data = config.dataset.name, config.scale, data
+        self._train = data.tokens("train")
         self._vocab_size = data.vocab_size
         self._evaluation = evaluation_rows(
             data.tokens("validation"), config.evaluation.sequences, self._training.seq_len
@@ -37,6 +39,16 @@ class LanguageTask:
         """The configured model with the data's vocabulary."""
         shape = {name: value for name, value in vars(self._model).items() if name != "family"}
         return build(self._model.family, vocab_size=self._vocab_size, seq_len=self._training.seq_len, **shape)
+
+    def describe(self, model: nn.Module) -> list[str]:
+        """Lines on model, data and length."""
+        count, training = count_parameters(model), self._training  # type: ignore[arg-type]
+        tokens = {split: f"{part['tokens']:,}" for split, part in self._data.manifest["splits"].items()}
+        return [
+            f"model  {self._model.family}: {count.total:,} parameters, {count.non_embedding:,} beside the embedding",
+            f"data   {self._name}: {tokens['train']} tokens to train on, {tokens['validation']} held out",
+            f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {self._scale} scale",
+        ]
 
     def batch(self, step: int) -> Batch:
         """inputs and targets, both (batch_size, seq_len) int64."""
