@@ -162,10 +162,10 @@ def _check_comparable(pair: tuple[Point, ...], claim: Claim, name: str) -> None:
     choices = {point.coordinates["choice"] for point in pair}
     if "own" in choices or "none" in (claim.a.get("arm"), claim.b.get("arm")):
         allowed |= {"decay.weight_decay", "decay.mode"}  # an arm whose own best lambda is 0 is no decay at all
-    left, right = (dict(flatten(point.on(0))) for point in pair)
-    differ = {key for key in {*left, *right} if left.get(key) != right.get(key)} - allowed
     if "spd" in (claim.a.get("arm"), claim.b.get("arm")):
         allowed |= {"decay.weight_decay"}  # its lambda is another quantity: a share of the way back
+    left, right = (dict(flatten(point.on(0))) for point in pair)
+    differ = {key for key in {*left, *right} if left.get(key) != right.get(key)} - allowed
     if {"schedule.name"} & allowed:
         differ = {key for key in differ if not key.startswith("schedule.")}
     if differ:
