@@ -120,7 +120,7 @@ class Instructions(Dataset):
     name: str = choice("instructions", of=("instructions",))
     tokenizer: str = choice("model", of=("model",))  # the pretrained model's
     files: list[str] = apart([])  # .json or .jsonl; none: the built-in exercises
-    template: str = choice("alpaca", of=("alpaca", "plain", "chat"))
+    template: str = choice("plain", of=("alpaca", "plain", "chat"))
     packing: bool = False  # several examples in a row, which do not see each other; false: one, filled up
 
 

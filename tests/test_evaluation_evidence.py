@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from cwd.config import identity_of
 from cwd.errors import UserError
 from cwd.evidence.export import export_records
 from cwd.evidence.grid import Cell
 from cwd.evidence.render import to_markdown
 from cwd.evidence.report import document
 from cwd.evidence.study import State, Study
+from cwd.runs import Record
 from cwd.runs.evaluations import evaluation_file, write_evaluation
-from tests.evidence_helpers import noise, paired_losses, write_state
+from tests.evidence_helpers import noise, paired_losses, write_record, write_state
 
 TASKS = ("local_continuation", "local_identifier", "local_order")
 
@@ -132,3 +134,37 @@ def test_at_the_papers_scale_it_is_the_papers_suite_with_its_numbers(tmp_path: P
     assert state.suite is not None
     assert state.artifact.layout.metrics[0] == "table4:hellaswag"
     assert "0.67" in to_markdown(document(state))
+
+
+def test_table_5_goes_on_from_runs_of_its_own(study: Study) -> None:
+    state = study.state("table5")
+    assert [(config["model"]["family"], config["seed"]) for config, _ in state.missing] == [("simply", 0)] * 2
+    assert state.needs == ["the run that they go on from"]
+    for point in state.bases:
+        write_record(study.folder.root, point, 0, {"loss": 2.0}, None)
+    state = Study("laptop", study.folder.root, 5).state("table5")
+    assert (len(state.missing), state.needs) == (40, [])
+    sources = {(config["model"]["family"], config["model"]["source"]) for config, _ in state.missing}
+    assert sources == {("pretrained", cell.record.key) for p in state.bases for cell in p.cells.values() if cell.record}
+    weights = {(config["decay"]["mode"], config["decay"]["weight_decay"]) for config, _ in state.missing}
+    assert weights == {("none", 0), ("spd", 1), ("inner_product", 0.15), ("cautious", 0.15)}
+
+
+def test_fine_tunings_from_two_models_do_not_leave_each_other_out(study: Study) -> None:
+    """Their data differs, as the model is a part of it."""
+    for point in study.state("table5").bases:
+        write_record(study.folder.root, point, 0, {"loss": 2.0}, None)
+    for point in Study("laptop", study.folder.root, 5).state("table5").points:
+        for seed in point.seeds:
+            config = point.on(seed)
+            data = {"fingerprint": point.coordinates["size"]}
+            record = Record.create(study.folder.root, identity_of(config), data, config)
+            pairing = {"weights": point.coordinates["size"], "batches": f"{seed}"}
+            record.finish({"loss": 1.0, "pairing": pairing, "steps": 1, "seconds": 1.0, "parameters": 10}, 1)
+            for task in TASKS:
+                gain = 0.05 * (point.coordinates["arm"] == "cautious")
+                write_evaluation(record, "local", task, result(task, 0.5 + gain + 0.002 * noise(seed, task)))
+    state = Study("laptop", study.folder.root, 5).state("table5")
+    assert (state.missing, state.unevaluated, state.unfinished) == ([], [], [])
+    assert all(len(one.values) == 5 and one.estimate is not None for one in state.findings)
+    assert all(abs(one.estimate.mean - 5) < 1e-6 for one in state.findings if one.estimate)  # in percent

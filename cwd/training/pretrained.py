@@ -96,8 +96,13 @@ def _check_weights(folder: Path, name: str) -> None:
 
 def _tokenizer(folder: Path, name: str) -> Any:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # ours are not registered without torch, of which a tokenizer has no need
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model.source={name}: {folder} holds no tokenizer that transformers loads") from error
+    finally:
+        logging.set_verbosity(before)

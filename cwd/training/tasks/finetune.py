@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,8 @@ def with_lora(model: nn.Module, options: schema.Pretrained) -> nn.Module:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of transformers, about peft's own ways
+            return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"model.targets={targets}: {str(error).splitlines()[0]}") from error
 
