@@ -62,8 +62,9 @@ def test_every_file_composes_and_is_valid(path: Path) -> None:
         assert all(isinstance(config, Config) for config in compose_sweep([f"experiment={name}"]))
     elif group == "hydra/launcher":
         assert _compose([f"{group}={name}"], hydra=True).hydra.launcher._target_
-    elif group == "finetune":
-        assert compose_config(["task=finetune", f"scale={name}", "model.source=x"]).dataset.name == "instructions"
+    elif name.startswith("finetune_"):
+        words = ["task=finetune", f"scale={name.partition('_')[2]}", "model.source=x"]
+        assert compose_config(words).dataset.name == "instructions"
     elif option == "task/finetune":
         assert compose_config(["task=finetune", "model.source=x"]).model.family == "pretrained"
     elif group == "tuned":
@@ -108,8 +109,10 @@ def test_choices_are_the_files() -> None:
     assert options("decay") == set(schema.MODES)
     assert options("tracker") == choices(schema.Tracker, "name")
     assert options("scale") <= choices(Config, "scale")
+    names = [*options("optimizer")]
     assert options("tuned") == {
-        f"{scale}_{optimizer}" for scale in options("scale") for optimizer in options("optimizer")
+        *(f"{scale}_{name}" for scale in options("scale") for name in names),
+        *(f"finetune_{scale}" for scale in options("scale")),
     }
 
 
