@@ -20,6 +20,7 @@ from cwd.training.memory import keep_freed_memory
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts, follow_parent
 from cwd.training.tasks import Task
+from cwd.training.tasks.language import LanguageTask
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Diverged, Trainer
 
@@ -85,10 +86,8 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
 def open_task(config: schema.Config, data: Any) -> Task:
     """What the data is for."""
     if isinstance(data, TokenData):
-        from cwd.training.tasks.language import LanguageTask
-
         return LanguageTask(config, data)
-    from cwd.training.tasks.finetune import FinetuneTask
+    from cwd.training.tasks.finetune import FinetuneTask  # only where it is asked for
 
     return FinetuneTask(config, *data)
 
