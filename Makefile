@@ -23,10 +23,12 @@ demo: .venv/train.stamp  ## cautious against decoupled weight decay: AdamW, Lion
 $(ARTIFACTS): .venv/train.stamp
 	@$(BIN)/python scripts/artifact.py $@ $(EVIDENCE)
 
+table4 table5: .venv/finetune.stamp  # their runs are evaluated by lm-evaluation-harness
+
 tableN:   ## a table or figure of the paper (table1-10, figure1-13, theorem1): runs what is missing, then shows and writes it
 	@echo "name one: make table10, make figure1, make theorem1; SCALE=smoke|laptop|paper SEEDS=n LAUNCHER=local|slurm"
 
-paper: .venv/train.stamp  ## every table and figure; SCALE=smoke (minutes), laptop (about three hours) or paper (a cluster)
+paper: .venv/finetune.stamp  ## every table and figure; SCALE=smoke (minutes), laptop (about three hours) or paper (a cluster)
 	@$(BIN)/python scripts/artifact.py all $(EVIDENCE)
 
 tune: .venv/train.stamp  ## the baseline's rates and lambdas, written to configs/tuned/
@@ -72,7 +74,12 @@ clean:  ## remove .venv and caches; runs and data stay
 	@$(PIP) -e '.[train]'
 	@touch $@
 
+.venv/finetune.stamp: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing into .venv (once; torch is large, so this takes some minutes)"
+	@$(PIP) -e '.[finetune]'
+	@touch $@ .venv/train.stamp
+
 .venv/dev.stamp: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing into .venv (once; torch is large, so this takes some minutes)"
 	@$(PIP) -e '.[dev]'
-	@touch $@ .venv/train.stamp
+	@touch $@ .venv/train.stamp .venv/finetune.stamp

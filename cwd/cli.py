@@ -38,6 +38,7 @@ GROUPS = (
     "tracker",
     "scale",
     "tuned",
+    "task",
     "experiment",
     "hydra/launcher",
 )

@@ -24,8 +24,10 @@ from cwd.schema import (
     Config,
     Dataset,
     Group,
+    Instructions,
     Language,
     Optimizer,
+    Pretrained,
     Qwen3,
     Simply,
     Text,
@@ -239,6 +241,11 @@ def _check_across(config: Config) -> None:
         raise UserError(
             f"schedule.decay_fraction={schedule.decay_fraction:g}: with schedule.warmup={schedule.warmup:g} it is more "
             f"than the whole run; at most {1 - schedule.warmup:g} is allowed"
+        )
+    if isinstance(config.dataset, Instructions) != isinstance(config.model, Pretrained):
+        raise UserError(
+            f"dataset={config.dataset.name}, model.family={config.model.family}: fine-tuning takes instructions and "
+            "pretrained together; task=finetune sets both"
         )
     _check_dataset(config.dataset)
     _check_optimizer(config.optimizer)

@@ -124,6 +124,19 @@ class GPT2(Hub):
 
 
 @dataclass
+class Pretrained(Model):
+    """A trained causal language model to go on from, whole or by low-rank adapters (LoRA, arXiv 2106.09685)."""
+
+    family: str = choice("pretrained", of=("pretrained",))
+    source: str = "???"  # a run's key, a folder, or a name on the hub
+    adapter: str = choice("lora", of=("lora", "none"))
+    rank: int = number(16, low=1)
+    alpha: float = number(32.0, low=0, above=True)  # the adapter is scaled by alpha / rank
+    dropout: float = number(0.0, low=0, high=1, below=True)
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])  # or names of modules
+
+
+@dataclass
 class Dataset:
     """What every dataset has; `name` picks the source."""
 
@@ -192,6 +205,17 @@ class FineWebEdu(Published):
     """In the place of Dolma."""
 
     name: str = choice("fineweb_edu", of=("fineweb_edu",))
+
+
+@dataclass
+class Instructions(Dataset):
+    """Instructions and answers, of which the answers are learned."""
+
+    name: str = choice("instructions", of=("instructions",))
+    tokenizer: str = choice("model", of=("model",))  # the pretrained model's
+    files: list[str] = apart([])  # .json or .jsonl; none: the built-in exercises
+    template: str = choice("plain", of=("alpaca", "plain", "chat"))
+    packing: bool = False  # several examples in a row, which do not see each other; false: one, filled up
 
 
 @dataclass
@@ -268,6 +292,7 @@ class Decay:
     mode: str = choice(of=MODES)
     weight_decay: float = number(low=0)
     schedule: str = choice("constant", of=DECAY_SCHEDULES)
+    towards: str = later("zero", choice("zero", of=("zero", "start")))  # start: what the parameters were at first
     # Globs on the names of parameters that a normalization follows: those that the corrected schedule is for.
     normalized: list[str] = field(default_factory=lambda: ["layers.*_proj.weight", "layers.*.ffn.*.weight"])
 
@@ -379,7 +404,7 @@ class Config:
 
 
 VARIANTS: dict[str, dict[str, type]] = {
-    "model": {"simply": Simply, "olmo": Olmo, "qwen3": Qwen3, "gpt2": GPT2},
+    "model": {"simply": Simply, "olmo": Olmo, "qwen3": Qwen3, "gpt2": GPT2, "pretrained": Pretrained},
     "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
     "dataset": {
         "python_source": PythonSource,
@@ -388,6 +413,7 @@ VARIANTS: dict[str, dict[str, type]] = {
         "dolma": Dolma,
         "pile": Pile,
         "fineweb_edu": FineWebEdu,
+        "instructions": Instructions,
     },
     "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
 }

@@ -66,7 +66,8 @@ def states_of(names: Sequence[str], arguments: argparse.Namespace) -> list[State
 
 
 def run_missing(states: Sequence[State], arguments: argparse.Namespace, asked: set[str]) -> bool:
-    """Trains the missing runs in one sweep and the missing checks one by one; whether there was anything new to do.
+    """Trains the missing runs in one sweep and the missing checks one by one, then evaluates what is done; whether
+    there was anything new to do.
 
     A run that was asked for already and has no result failed: it is not asked for again.
     """
@@ -84,7 +85,28 @@ def run_missing(states: Sequence[State], arguments: argparse.Namespace, asked: s
         tell_plan(states, arguments.runs)
         asked.update(names)
         train(names, folder, arguments)
-    return bool(names)
+        return True
+    return evaluate(states, arguments, asked)
+
+
+def evaluate(states: Sequence[State], arguments: argparse.Namespace, asked: set[str]) -> bool:
+    """Evaluates the finished runs that lack it, suite by suite, in a process that loads the harness once for all;
+    whether there were any new ones.
+    """
+    wanted: dict[str, dict[str, None]] = {}
+    for state in states:
+        for key in state.unevaluated:
+            if state.suite and f"{state.suite.name} {key}" not in asked:
+                wanted.setdefault(state.suite.name, {})[key] = None
+    for suite, keys in wanted.items():
+        if arguments.scale == "paper":
+            check_gpu()
+        asked.update(f"{suite} {key}" for key in keys)
+        print(f"{len(keys)} runs to evaluate on suite {suite}", flush=True)
+        folders = [f"--runs={arguments.runs}", f"--data={arguments.data}"]
+        words = [f"run={','.join(keys)}", f"suite={suite}"]
+        subprocess.run([sys.executable, str(ROOT / "scripts" / "evaluate.py"), *folders, *words], check=False)
+    return bool(wanted)
 
 
 def train(names: Sequence[str], folder: Path, arguments: argparse.Namespace) -> None:
@@ -119,6 +141,10 @@ def tell_plan(states: Sequence[State], runs_folder: Path) -> None:
     print(f"{len(runs)} runs to do{about}", flush=True)
     if time.unknown:
         print("  scripts/plan.py says how long they take on GPUs", flush=True)
+    for state in states:
+        count = len(state.unevaluated) + sum(one not in ("diverged", "not evaluated") for one in state.unfinished)
+        if state.suite and count:
+            print(f"  {state.artifact.name}: {count} runs to evaluate on suite {state.suite.name}", flush=True)
     waiting = dict.fromkeys(need for state in states for need in state.needs)
     for need in waiting:
         print(f"  more runs need {need}", flush=True)

@@ -25,10 +25,14 @@ from cwd.runs import run_key
 from cwd.sweeps import CONFIGS, _compose, compose_config, compose_sweep
 from tests.conftest import Ended
 
-EVIDENCE = ("artifact", "ladder")  # read by cwd.evidence, not by Hydra
+EVIDENCE = ("artifact", "ladder", "suite")  # read by cwd.evidence and cwd.evaluation, not by Hydra
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in EVIDENCE)
 IDS = [str(path.relative_to(CONFIGS)) for path in FILES]
-COMPANIONS = {"dataset/text": ["dataset.files=[notes.txt]"]}
+COMPANIONS = {
+    "dataset/text": ["dataset.files=[notes.txt]"],
+    "dataset/instructions": ["task=finetune", "model.source=x"],
+    "model/pretrained": ["task=finetune", "model.source=x"],
+}
 SMALL = ["tracker=none", "scale=smoke"]
 
 
@@ -58,6 +62,11 @@ def test_every_file_composes_and_is_valid(path: Path) -> None:
         assert all(isinstance(config, Config) for config in compose_sweep([f"experiment={name}"]))
     elif group == "hydra/launcher":
         assert _compose([f"{group}={name}"], hydra=True).hydra.launcher._target_
+    elif name.startswith("finetune_"):
+        words = ["task=finetune", f"scale={name.partition('_')[2]}", "model.source=x"]
+        assert compose_config(words).dataset.name == "instructions"
+    elif option == "task/finetune":
+        assert compose_config(["task=finetune", "model.source=x"]).model.family == "pretrained"
     elif group == "tuned":
         (scale, *_, optimizer) = name.split("_")
         chosen = [] if name == f"{scale}_{optimizer}" else [f"tuned={name}"]
@@ -101,8 +110,10 @@ def test_choices_are_the_files() -> None:
     assert options("decay") == set(schema.MODES)
     assert options("tracker") == choices(schema.Tracker, "name")
     assert options("scale") <= choices(Config, "scale")
+    names = [*options("optimizer")]
     assert options("tuned") >= {
-        f"{scale}_{optimizer}" for scale in options("scale") for optimizer in options("optimizer")
+        *(f"{scale}_{name}" for scale in options("scale") for name in names),
+        *(f"finetune_{scale}" for scale in options("scale")),
     }
 
 
@@ -162,7 +173,7 @@ def test_snapshot_of_the_composed_configuration() -> None:
         ],
         "dataset": ["name", "tokenizer", "validation_fraction", "vocab_size"],
         "optimizer": ["betas", "eps", "groups", "lr", "name"],
-        "decay": ["mode", "normalized", "schedule", "weight_decay"],
+        "decay": ["mode", "normalized", "schedule", "towards", "weight_decay"],
         "schedule": ["end_factor", "name", "warmup"],
         "training": ["batch_size", "clip_norm", "precision", "seq_len", "steps"],
         "evaluation": ["every", "sequences"],

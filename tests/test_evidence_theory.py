@@ -9,11 +9,11 @@ import pytest
 
 from cwd.evidence import study as study_module
 from cwd.evidence.artifact_files import Artifact, load_artifact
-from cwd.evidence.reading import build
 from cwd.evidence.render import to_markdown
 from cwd.evidence.report import document
 from cwd.evidence.study import Study
 from cwd.evidence.theory import select
+from cwd.reading import build
 from cwd.runs import MetricsLog, Record
 
 SUMMARY = {

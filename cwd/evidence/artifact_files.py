@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from cwd.errors import UserError, nearest
-from cwd.evidence.reading import read_yaml
+from cwd.reading import read_yaml
 from cwd.sweeps import CONFIGS
 
 Plain = dict[str, Any]
@@ -100,6 +100,7 @@ class Claim:
     control: bool = False  # not the paper's: it has no such arm or comparison
     check: str | None = None
     field: str | None = None
+    printed: tuple[str, ...] = ()  # the paper's metrics, where the scale's suite has others
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Artifact:
     claims: tuple[Claim, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)  # coordinates -> published.yaml's name
     needs: str | None = None  # what must exist before it can be run at any scale
+    suite: str | None = None  # what its runs are evaluated on; the metric ``suite`` (``suite%``) is each of its tasks
     seeds: int | None = None  # instead of the ladder's
     ledger: bool = True  # whether its claims stand in the ledger; not those that repeat another's
 
@@ -144,6 +146,7 @@ class Rung:
 
     overrides: tuple[str, ...] = ()
     core_seconds: float | None = None  # of one run, measured
+    base: tuple[str, ...] = ()  # the run, on seed 0, that its runs go on from (model.source)
     needs: str | None = None  # what must exist before it can be run
     tuned: str | None = None  # configs/tuned/NAME_OPTIMIZER.yaml; the scale's, if not given
     search: dict[str, tuple[Stage, ...]] = field(default_factory=dict)  # of each optimizer, where the size is tuned
@@ -158,6 +161,7 @@ class Ladder:
     tuning_seeds: tuple[int, ...] = ()
     overrides: tuple[str, ...] = ()
     multiples: tuple[float, ...] = ()
+    suites: dict[str, str] = field(default_factory=dict)  # what stands for an artifact's suite; itself, if not here
     sizes: dict[str, Rung] = field(default_factory=dict)
 
 

@@ -67,8 +67,25 @@ class Point:
         return all(text_of(self.coordinates.get(name)) in str(value).split(",") for name, value in where.items())
 
 
+def base_points(artifact: Artifact, ladder: Ladder) -> dict[str, Point]:
+    """size -> the run that the size's runs go on from, for those that have one."""
+    sizes = dict.fromkeys(size for block in artifact.blocks for size in block.sizes if size in ladder.sizes)
+    found = {}
+    for size in sizes:
+        rung = ladder.sizes[size]
+        if rung.base:
+            plain = _compose(frozenset((*ladder.overrides, *rung.base)))
+            found[size] = Point({"size": size, "choice": "base"}, plain, (0,), core_seconds=rung.core_seconds)
+    return found
+
+
 def expand(
-    artifact: Artifact, ladder: Ladder, seeds: int | None, own: Mapping[Any, Plain], best: Mapping[Any, Plain] = EMPTY
+    artifact: Artifact,
+    ladder: Ladder,
+    seeds: int | None,
+    own: Mapping[Any, Plain],
+    best: Mapping[Any, Plain] = EMPTY,
+    bases: Mapping[str, str | None] | None = None,
 ) -> list[Point]:
     """The artifact's points at the ladder's scale, without records.
 
@@ -78,6 +95,7 @@ def expand(
             (of size None, for all sizes) or what a search found. Where it lacks one, the points wait for the tuning.
         best: (size, optimizer, arm, stage) -> the best trial of a stage of the search. Where it lacks one, the stages
             after it wait.
+        bases: size -> the key of the run that its runs go on from; None where it is not done yet.
 
     Raises:
         UserError: an override does not fit, or the ladder lacks one of the sizes.
@@ -92,8 +110,21 @@ def expand(
                     f"{artifact.name}: size {size}: the {ladder.scale} ladder has none{nearest(size, ladder.sizes)}; "
                     f"it has {known}"
                 )
-            points += _block_points(artifact, block, size, ladder, report, own, best)
+            found = _block_points(artifact, block, size, ladder, report, own, best)
+            points += _from_base(found, bases[size]) if bases and size in bases else found
     return points
+
+
+def _from_base(points: Iterator[Point], key: str | None) -> Iterator[Point]:
+    """The points with the run that they go on from; without it they wait."""
+    for point in points:
+        if point.config is None:
+            yield point
+        elif key is None:
+            yield dataclasses.replace(point, config=None, needs="the run that they go on from")
+        else:
+            config = {**point.config, "model": {**point.config["model"], "source": key}}
+            yield dataclasses.replace(point, config=config)
 
 
 def _block_points(

@@ -26,9 +26,10 @@ from cwd.errors import UserError
 from cwd.evidence.artifact_files import Artifact, Claim
 from cwd.evidence.artifacts import AXES, Point
 from cwd.evidence.grid import Cell, check_paired
+from cwd.evidence.items import check_same_items
 from cwd.evidence.lambdas import best_lambda
 from cwd.evidence.listing import flatten
-from cwd.evidence.measures import measure, parts
+from cwd.evidence.measures import is_evaluation, measure, metric_name, parts
 from cwd.evidence.published import look_up
 from cwd.evidence.statistics import LEVEL, Estimate, estimate, holm, region_test, seeds_needed, verdicts
 from cwd.evidence.trials import PATHS
@@ -163,6 +164,8 @@ def _check_comparable(pair: tuple[Point, ...], claim: Claim, name: str) -> None:
     if "own" in choices or "none" in (claim.a.get("arm"), claim.b.get("arm")):
         allowed |= {"decay.weight_decay", "decay.mode"}  # an arm whose own best lambda is 0 is no decay at all
     allowed |= {".".join(PATHS[axis]) for point in pair for axis in point.trial}  # of a search, each arm's own
+    if "spd" in (claim.a.get("arm"), claim.b.get("arm")):
+        allowed |= {"decay.weight_decay"}  # its lambda is another quantity: a share of the way back
     left, right = (dict(flatten(point.on(0))) for point in pair)
     differ = {key for key in {*left, *right} if left.get(key) != right.get(key)} - allowed
     if {"schedule.name"} & allowed:
@@ -186,7 +189,8 @@ def _paired(claim: Claim, a: Cell, b: Cell) -> tuple[float | None, str]:
     check_paired(a, b)
     x, y = measure(a, claim.metric), measure(b, claim.metric)
     if x is None or y is None:
-        return None, f"no {claim.metric} in the record"
+        return None, "" if is_evaluation(claim.metric) else f"no {claim.metric} in the record"
+    check_same_items(a, b, claim.metric)
     return (math.log(x / y), "") if claim.test == "log_ratio" else (x - y, "")
 
 
@@ -266,6 +270,7 @@ def _published(claim: Claim, artifact: Artifact, pairs: list[tuple[Point, ...]])
 def _printed(claim: Claim, artifact: Artifact, coordinates: Mapping[str, Any]) -> float | None:
     assert claim.published is not None
     found = [
-        look_up(claim.published, {**coordinates, "metric": name}, artifact.aliases) for name in parts(claim.metric)
+        look_up(claim.published, {**coordinates, "metric": name}, artifact.aliases)
+        for name in claim.printed or map(metric_name, parts(claim.metric))
     ]
     return None if None in found else sum(found) / len(found)

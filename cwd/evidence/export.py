@@ -9,6 +9,7 @@ from pathlib import Path
 from cwd.evidence.study import State
 from cwd.files import write_atomically
 from cwd.runs import Record, read_metrics
+from cwd.runs.evaluations import FOLDER as EVALUATIONS
 
 WHOLE = ("config.json", "summary.json", "environment.jsonl")
 
@@ -39,6 +40,9 @@ def _copy(record: Record, target: Path, tensors: bool) -> None:
     for name in names:
         if (record.folder / name).exists():
             write_atomically(target / name, (record.folder / name).read_bytes())
+    for path in (record.folder / EVALUATIONS).glob("*/*.json"):
+        (target / EVALUATIONS / path.parent.name).mkdir(parents=True, exist_ok=True)
+        write_atomically(target / EVALUATIONS / path.parent.name / path.name, path.read_bytes())
     lines = read_metrics(record.metrics_file)
     if not tensors:
         lines = [{name: value for name, value in line.items() if name != "tensors"} for line in lines]

@@ -84,13 +84,21 @@ def find_cells(identities: Iterable[dict[str, Any]], runs: Path | RunsFolder) ->
     format is left out too: its key is another.
     """
     folder = RunsFolder(runs) if isinstance(runs, Path) else runs
-    wanted = list(identities)
-    found = [folder.keys_of(identity) for identity in wanted]
-    data = _most_common([fingerprint for keys in found for fingerprint in keys])
-    return [
-        Cell(identity, Record(folder.root / keys[data]) if data in keys else None, len(keys) - (data in keys))
-        for identity, keys in zip(wanted, found, strict=True)
-    ]
+    wanted = [(identity, folder.keys_of(identity)) for identity in identities]
+    seen: dict[Any, list[str]] = {}
+    for identity, keys in wanted:
+        seen.setdefault(_base(identity), []).extend(keys)
+    data = {base: _most_common(fingerprints) for base, fingerprints in seen.items()}
+    return [_cell(identity, keys, data[_base(identity)], folder.root) for identity, keys in wanted]
+
+
+def _cell(identity: dict[str, Any], keys: dict[str, str], data: str, root: Path) -> Cell:
+    return Cell(identity, Record(root / keys[data]) if data in keys else None, len(keys) - (data in keys))
+
+
+def _base(identity: dict[str, Any]) -> Any:
+    """The model that a fine-tuning goes on from, whose tokenizer and weights are a part of its data."""
+    return identity["model"].get("source")
 
 
 def check_paired(a: Cell, b: Cell) -> None:

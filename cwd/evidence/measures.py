@@ -6,6 +6,7 @@ A metric is written
     eval_loss@0.6-1             the mean of a curve over the evaluations from 60% of the steps to the end
     strict_ratio@0              a curve's value nearest to that fraction of the steps
     rms_x:layers.0.*.weight@1   a curve of single tensors; the geometric mean over those that match
+    local:local_order           a task's score in an evaluation on a suite;   local:local_order%, in percent
     a, b                        the mean of several;   a - b, a difference
 
 Curves: eval_loss, eval_accuracy, train_loss; grad_rms (the gradient's norm before clipping over the root of the number
@@ -24,6 +25,7 @@ from typing import Any
 from cwd.errors import UserError
 from cwd.evidence.grid import Cell
 from cwd.runs import read_metrics
+from cwd.runs.evaluations import read_evaluation
 
 Curve = list[tuple[int, float]]  # (updates done, value)
 LINES = {"eval_loss": ("eval", "loss"), "eval_accuracy": ("eval", "accuracy"), "train_loss": ("train", "loss")}
@@ -47,12 +49,34 @@ def measure(cell: Cell, metric: str) -> Any:
     if at:
         points = curve(cell, name)
         return _within(points, window, cell.identity["training"]["steps"], metric) if points else None
+    if ":" in name:
+        return evaluated(cell, name)
     return _plain(cell, name)
 
 
 def parts(metric: str) -> list[str]:
     """The metrics whose mean a metric is."""
     return [part.strip() for part in metric.split(",")]
+
+
+def is_evaluation(metric: str) -> bool:
+    """Whether the metric is from evaluations, which a finished run may still lack."""
+    return ":" in metric and "@" not in metric
+
+
+def metric_name(metric: str) -> str:
+    """A metric as people read it, and as published numbers are called: of a suite's task, the task."""
+    return metric.partition(":")[2].removesuffix("%") if is_evaluation(metric) else metric
+
+
+def evaluated(cell: Cell, name: str) -> float | None:
+    """The score of ``suite:task``, times 100 with a % behind it; None if the run was not evaluated on it."""
+    suite, _, task = name.partition(":")
+    found = read_evaluation(cell.record, suite, task.removesuffix("%")) if cell.record else None
+    if found is None:
+        return None
+    value = found["metrics"][found["metric"]]["value"]
+    return 100 * value if task.endswith("%") else value
 
 
 def curve(cell: Cell, name: str) -> Curve:

@@ -9,7 +9,15 @@ from cwd.evidence.claims import Finding
 from cwd.evidence.document import Document, Figure, Table
 from cwd.evidence.figures import build_figure
 from cwd.evidence.study import State
-from cwd.evidence.tables import check_tables, findings_tables, grid_tables, ledger_table, values_of, where_of
+from cwd.evidence.tables import (
+    check_tables,
+    findings_tables,
+    grid_tables,
+    items_tables,
+    ledger_table,
+    values_of,
+    where_of,
+)
 from cwd.evidence.theory import paths_figure
 
 METHOD = (
@@ -22,6 +30,10 @@ METHOD = (
 BAND = (
     "Lines: means over seeds. Band: one standard deviation over seeds, after each seed's mean over the lines is taken "
     "out (Cousineau and Morey), as the arms are paired."
+)
+ITEMS = (
+    "Items: a minus b over the same items, each task counting alike; the interval is the normal one of a stratified "
+    "mean. It says what the items decide between two models of one seed; the verdicts are by seed."
 )
 SMOKE = "SMOKE, NO EVIDENCE: it proves that the plumbing works, and nothing else"
 
@@ -37,7 +49,7 @@ def document(state: State) -> Document:
     if artifact.kind == "theory":
         parts += check_tables(artifact.layout, state.checks)
         parts += paths_figure(state.artifact, state.checks)
-    parts += findings_tables(state.findings)
+    parts += [*findings_tables(state.findings), *items_tables(state)]
     remarks = tuple(_remarks(state))
     return Document(artifact.name, artifact.title, tuple(_marks(state)), tuple(parts), remarks, _data(state))
 
@@ -86,6 +98,9 @@ def _remarks(state: State) -> list[str]:
             f"{budget}; cautious decay reuses them. Own lambdas, chosen on tuning seeds, which no claim reports:"
         )
         lines += [str(choice) for choice in state.choices]
+    if state.suite is not None:
+        shots = ", ".join(f"{one.task} ({state.suite.shots(one)}-shot {one.metric})" for one in state.suite.tasks)
+        lines += [f"Suite {state.suite.name}, {state.suite.about}: {shots}.", ITEMS]
     if any(one.claim.test != "check" for one in state.findings):
         lines.append(METHOD)
     return lines + _small(state) + _left_out(state)

@@ -10,13 +10,15 @@ from typing import Any
 
 from cwd.errors import UserError
 from cwd.evidence.artifact_files import Artifact, Plain, load_artifact, load_ladder
-from cwd.evidence.artifacts import Point, expand, missing, with_cells
+from cwd.evidence.artifacts import Point, base_points, expand, missing, with_cells
 from cwd.evidence.claims import Finding, judge
-from cwd.evidence.grid import RunsFolder
+from cwd.evidence.grid import Cell, RunsFolder
+from cwd.evidence.items import lacks, with_suite
 from cwd.evidence.lambdas import Choice, own_choices
 from cwd.evidence.search import Searched, best_of_stages, searches
 from cwd.evidence.theory import Check, find_checks, judge_checks
 from cwd.evidence.trials import trials
+from cwd.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,30 @@ class State:
     searches: list[Searched]  # likewise, where a whole search was each arm's own
     search_runs: int  # in the grid on which the baseline's rate and lambda are tuned
     tuning: list[Point]  # what the choices are made from, on tuning seeds
+    suite: Suite | None = None  # what its runs are evaluated on
+    bases: tuple[Point, ...] = ()  # the runs that its runs go on from
 
     @cached_property
     def missing(self) -> list[tuple[dict[str, Any], float]]:
         """The runs to do, those that a choice of lambda waits for among them; as
         :func:`cwd.evidence.artifacts.missing`.
         """
-        return missing([*self.points, *self.tuning])
+        return missing([*self.bases, *self.points, *self.tuning])
+
+    @cached_property
+    def unevaluated(self) -> list[str]:
+        """The keys of its finished runs that were not evaluated on its suite."""
+        cells = [cell for point in self.points for cell in point.cells.values()]
+        lacking = [cell.record for cell in cells if self.suite and lacks(cell, self.suite)]
+        return list(dict.fromkeys(record.key for record in lacking if record))
 
     @property
     def unfinished(self) -> list[str]:
         """The state of each of its runs that has no result."""
         cells = [cell for point in self.points for cell in point.cells.values()]
-        return [cell.state for cell in cells if not cell.summary] + [
-            "missing" for check in self.checks if not check.record
-        ]
+        states = [cell.state for cell in cells if not cell.summary]
+        checks = ["missing" for check in self.checks if not check.record]
+        return [*states, *checks, *("not evaluated" for _ in self.unevaluated)]
 
     @property
     def needs(self) -> list[str]:
@@ -75,13 +86,15 @@ class Study:
 
     def state(self, name: str) -> State:
         """The artifact of configs/artifact/`name`.yaml as it is now."""
-        artifact = load_artifact(name)
+        artifact, suite = with_suite(load_artifact(name), self.ladder)
         tuning = {block.own: self._tuning_points(block.own) for block in artifact.blocks if block.own}
         choices = [(source, choice) for source in tuning for choice in own_choices(tuning[source])]
         found = [(source, search) for source in tuning for search in searches(tuning[source], self.ladder)]
         own: dict[Any, Plain] = {(source, *choice.key): choice.values for source, choice in choices}
         own |= {(source, *search.key): search.own for source, search in found}
-        points = self._points(artifact, own)
+        wanted = base_points(artifact, self.ladder)
+        bases = dict(zip(wanted, with_cells(list(wanted.values()), self.folder), strict=True))
+        points = self._points(artifact, own, {size: _key_of(point.cells[0]) for size, point in bases.items()})
         checks = find_checks(artifact, self.folder)
         smoke = self.ladder.scale == "smoke"
         findings = [*judge(artifact, points, smoke), *judge_checks(artifact, checks)]
@@ -95,13 +108,17 @@ class Study:
             [search for _, search in found],
             self._search_runs(),
             [point for source in tuning for point in tuning[source]],
+            suite,
+            tuple(bases.values()),
         )
 
-    def _points(self, artifact: Artifact, own: Mapping[Any, Plain]) -> list[Point]:
+    def _points(
+        self, artifact: Artifact, own: Mapping[Any, Plain], bases: Mapping[str, str | None] | None = None
+    ) -> list[Point]:
         """The artifact's points with their cells; those of a search as far as its stages have ended."""
         best: dict[Any, Plain] = {}
         while True:
-            points = with_cells(expand(artifact, self.ladder, self.seeds, own, best), self.folder)
+            points = with_cells(expand(artifact, self.ladder, self.seeds, own, best, bases), self.folder)
             found = {one.key: one.values for one in best_of_stages(points)}
             if found == best:
                 return points
@@ -123,6 +140,11 @@ class Study:
             tuned_on = [point for point in points if point.coordinates["choice"] in ("grid", "search")]
             self._tuning[name] = [point.on_tuning_seeds() for point in tuned_on]
         return self._tuning[name]
+
+
+def _key_of(cell: Cell) -> str | None:
+    """The key of a run that is done."""
+    return cell.record.key if cell.record and cell.summary else None
 
 
 def all_missing(states: Sequence[State]) -> list[tuple[dict[str, Any], float]]:

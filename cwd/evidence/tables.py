@@ -12,7 +12,8 @@ from cwd.evidence.artifact_files import Artifact, Layout
 from cwd.evidence.artifacts import Point, text_of
 from cwd.evidence.claims import Finding, overall
 from cwd.evidence.document import Table
-from cwd.evidence.measures import measure
+from cwd.evidence.items import Paired, pairs_of
+from cwd.evidence.measures import measure, metric_name
 from cwd.evidence.published import look_up
 from cwd.evidence.study import State
 from cwd.evidence.theory import Check, select
@@ -55,7 +56,8 @@ def _grid(artifact: Artifact, scale: str, points: Sequence[Point], metrics: Sequ
     cells: dict[tuple[Any, ...], dict[tuple[Any, ...], tuple[Point, str]]] = {}
     columns: dict[tuple[Any, ...], None] = {}
     for point, metric in itertools.product(points, metrics):
-        row, column = (_label({**point.coordinates, "metric": metric}, axes) for axes in (layout.rows, layout.columns))
+        named = {**point.coordinates, "metric": metric_name(metric)}
+        row, column = (_label(named, axes) for axes in (layout.rows, layout.columns))
         cells.setdefault(row, {})[column] = point, metric
         columns[column] = None
     rows = []
@@ -113,7 +115,8 @@ def cell_text(point: Point, metric: str) -> str:
 def _printed(artifact: Artifact, point: Point, metric: str) -> Any:
     if artifact.layout.published is None:
         return None
-    value = look_up(artifact.layout.published, {**point.coordinates, "metric": metric}, artifact.aliases)
+    named = {**point.coordinates, "metric": metric_name(metric)}
+    value = look_up(artifact.layout.published, named, artifact.aliases)
     return None if isinstance(value, dict) else value
 
 
@@ -131,6 +134,28 @@ def findings_tables(findings: Sequence[Finding]) -> list[Table]:
     tables = [Table("What the claims' comparisons say", FINDINGS, compared, 2)] if compared else []
     names = ("claim", "check", "measured", "expected", "verdict")
     return tables + ([Table("What the checks say", names, checked, 2)] if checked else [])
+
+
+def items_tables(state: State) -> list[Table]:
+    """The pairs of runs behind the claims, item by item; [] where nothing was evaluated."""
+    if state.suite is None or state.scale == "smoke":
+        return []
+    cells = [cell for point in state.points for cell in point.cells.values()]
+    records = {cell.record.key: cell.record for cell in cells if cell.record}
+    rows = [
+        (one.claim.id, where_of(one), str(seed), *_item_numbers(found))
+        for one in state.findings
+        for seed, found in pairs_of(
+            one.claim, state.suite, {seed: [records[key] for key in keys] for seed, keys in one.runs.items()}
+        )
+    ]
+    names = ("claim", "where", "seed", "items", "only a right", "only b right", "mean", "95% interval (items)")
+    return [Table("Two models on the same items", names, tuple(rows), 2)] if rows else []
+
+
+def _item_numbers(found: Paired) -> tuple[str, ...]:
+    counts = (f"{found.items:,}", f"{found.better:,}", f"{found.worse:,}")
+    return (*counts, _signed(found.mean), _interval(found.low, found.high))
 
 
 def _checked(one: Finding) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ metrics.jsonl       see cwd.runs.metrics
 status.json         state, step, who works on it
 summary.json        the result; only a finished run has one
 checkpoints/        while it is not finished
-model/              the final weights
+model/              the final weights, and the tokenizer
+evaluations/        see cwd.runs.evaluations; only if something was evaluated
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ def run_key(identity: dict[str, Any], data_fingerprint: str) -> str:
     """16 hexadecimal digits of the SHA-256 of the identity (plain nested data), the data's fingerprint and the
     format.
     """
-    return _digest({"format": FORMAT, "config": identity, "data": data_fingerprint})
+    return digest({"format": FORMAT, "config": identity, "data": data_fingerprint})
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest(content: dict[str, Any]) -> str:
+    """KEY_LENGTH hexadecimal digits of the SHA-256 of plain nested data."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
@@ -114,7 +116,7 @@ class Record:
         """summary.json; None unless the run is done. A summary that does not match its checksum is none."""
         found = _read_object(self.folder / "summary.json")
         checksum = found.pop("checksum", None)
-        return found if found and checksum == _digest(found) else None
+        return found if found and checksum == digest(found) else None
 
     @property
     def metrics_file(self) -> Path:
@@ -129,7 +131,7 @@ class Record:
 
     def finish(self, summary: dict[str, Any], step: int) -> None:
         """Writes the summary, then the status "done": in that order, so that a done run always has its result."""
-        write_json(self.folder / "summary.json", {**summary, "checksum": _digest(summary)})
+        write_json(self.folder / "summary.json", {**summary, "checksum": digest(summary)})
         self.set_status("done", step)
 
     def add_environment(self, environment: dict[str, Any]) -> None:

@@ -30,6 +30,8 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
         groups = [part for group in groups for part in _by_size(group, optimizer)]
         normalized = [*decay.normalized, *getattr(config.model, "normalized", [])]
         groups = [part for group in groups for part in _scheduled(group, decay, normalized, config.training.steps)]
+        if decay.towards == "start":
+            groups = [{**group, "anchor": "initial"} for group in groups]
         if decay.schedule == "corrected" and not any("lr_max" in group and group["params"] for group in groups):
             raise UserError(f"decay.normalized={decay.normalized}: no parameter that decays has such a name")
         lines = describe_groups(groups)

@@ -18,7 +18,7 @@ from cwd.runs import Record, run_key
 from cwd.runs.record import FINISHED
 from cwd.training.processes import Processes, join
 from cwd.training.progress import Progress, duration
-from cwd.training.sources import load_tokens
+from cwd.training.sources import load_data
 
 WAIT = 7 * 24 * 3600.0  # seconds
 
@@ -64,14 +64,13 @@ def _find_or_train(config: schema.Config, wait: bool, progress: Progress, proces
     everything = dataclasses.asdict(config)
     processes.begin(progress.warn)
     processes.agree(everything)
-    data = processes.in_turn(lambda: load_tokens(config, progress.say))
-    processes.agree({"the data's fingerprint": data.fingerprint})
-    description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
+    data, description = processes.in_turn(lambda: load_data(config, progress.say))
+    processes.agree({"the data's fingerprint": description["fingerprint"]})
     root, own = Path(config.machine.runs), identity(config)
     if processes.main:
         record = Record.create(root, own, description, everything)
     else:
-        record = Record(root / run_key(own, data.fingerprint))
+        record = Record(root / run_key(own, description["fingerprint"]))
     with _held(record, WAIT if wait else None, processes) as state:
         if state in FINISHED:
             return Result(state, record, record.summary), True

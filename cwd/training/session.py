@@ -11,7 +11,6 @@ from transformers.utils import logging as transformers_logging
 
 from cwd import schema
 from cwd.data.tokens import TokenData
-from cwd.models.zoo import count_parameters
 from cwd.runs import Record
 from cwd.training.checkpoint import remove_checkpoints
 from cwd.training.environment import describe_environment
@@ -20,6 +19,7 @@ from cwd.training.parallel import open_accelerator
 from cwd.training.processes import Processes
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts, follow_parent
+from cwd.training.tasks import Task
 from cwd.training.tasks.language import LanguageTask
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Diverged, Trainer
@@ -28,7 +28,7 @@ NO_TRACKER = schema.Tracker(name="none")
 
 
 def train(
-    config: schema.Config, data: TokenData, record: Record, progress: Progress, processes: Processes
+    config: schema.Config, data: Any, record: Record, progress: Progress, processes: Processes
 ) -> tuple[str, Record, dict[str, Any] | None]:
     """Trains to the end and writes the outcome into the record. Returns (state, record, summary).
 
@@ -46,7 +46,7 @@ def train(
     main = accelerator.is_main_process
     try:
         with Interrupts() as interrupts:
-            task = LanguageTask(config, data)
+            task = open_task(config, data)
             if main:
                 record.set_status("running", record.status["step"], steps=config.training.steps)
                 place = accelerator.device, accelerator.num_processes, config.machine.sharding
@@ -54,7 +54,7 @@ def train(
             tracker = open_tracker(config.tracker if main else NO_TRACKER, config, record, progress.warn)
             trainer = Trainer(config, task, record, accelerator, progress, tracker, interrupts)
             processes.agree({"the initial weights": trainer.weights_hash})
-            _introduce(config, data, record, trainer, progress)
+            _introduce(record, trainer, progress)
             return _fit(trainer)
     finally:
         # Another run in this process may want another precision, which accelerate's shared state would refuse.
@@ -85,17 +85,19 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
     return state, record, summary
 
 
-def _introduce(config: schema.Config, data: TokenData, record: Record, trainer: Trainer, progress: Progress) -> None:
+def open_task(config: schema.Config, data: Any) -> Task:
+    """What the data is for."""
+    if isinstance(data, TokenData):
+        return LanguageTask(config, data)
+    from cwd.training.tasks.finetune import FinetuneTask  # only where it is asked for
+
+    return FinetuneTask(config, *data)
+
+
+def _introduce(record: Record, trainer: Trainer, progress: Progress) -> None:
     """Who is trained on what, and who got which rule."""
-    count, training = count_parameters(trainer.bare_model), config.training  # type: ignore[arg-type]
-    tokens = {split: f"{part['tokens']:,}" for split, part in data.manifest["splits"].items()}
     progress.say(f"run    {record.folder}")
-    progress.say(
-        f"model  {config.model.family}: {count.total:,} parameters, {count.non_embedding:,} beside the embedding"
-    )
-    progress.say(f"data   {config.dataset.name}: {tokens['train']} tokens to train on, {tokens['validation']} held out")
-    progress.say(
-        f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {config.scale} scale"
-    )
+    for line in trainer.task.describe(trainer.bare_model):
+        progress.say(line)
     for line in trainer.groups:
         progress.say(textwrap.fill(f"group  {line}", 100, subsequent_indent=" " * 7, break_on_hyphens=False))

@@ -300,7 +300,7 @@ class Trainer:
 
     def _save_model(self, weights: dict[str, torch.Tensor]) -> None:
         work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / "model"
-        self.bare_model.save_pretrained(work, state_dict=weights)  # type: ignore[operator]
+        self.task.save_model(self.bare_model, weights, work)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
         sync(self.record.folder)

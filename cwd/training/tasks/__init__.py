@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ class Task(Protocol):
 
     def build_model(self) -> nn.Module:
         """The model, its weights drawn from torch's global generator."""
+
+    def describe(self, model: nn.Module) -> list[str]:
+        """Lines for a person: what is trained, on what, for how long."""
 
     def batch(self, step: int) -> Batch:
         """The whole batch of the update with 0-based number `step`, over all processes: a pure function of (data, seed,
@@ -38,6 +42,11 @@ class Task(Protocol):
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch, float64, and their "count"; a metric is its sum divided by the count."""
+
+    def save_model(self, model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+        """Writes the model as its own library reads it, with what it cannot be used without (a tokenizer). `weights` is
+        its whole state dict, of which a process may hold but a part.
+        """
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:

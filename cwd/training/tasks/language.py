@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch.nn import functional as F
 from cwd import schema
 from cwd.config import model_shape
 from cwd.data.batches import evaluation_rows, inputs_and_targets, rows
+from cwd.data.export import save_for_transformers
 from cwd.data.tokens import TokenData
 from cwd.errors import UserError
 from cwd.models import build
+from cwd.models.zoo import count_parameters
 from cwd.training.tasks import Batch
 
 ALL_LOGITS = 2**27  # tokens x classes of a micro-batch above which the loss goes by chunks: 512 MiB in float32
@@ -31,6 +34,7 @@ class LanguageTask:
         assert isinstance(config.model, schema.Language)
         self._model, self._training, self._seed = config.model, config.training, config.seed
         self._machine = config.machine
+        self._name, self._scale, self._data = config.dataset.name, config.scale, data
         self._train = data.tokens("train")
         self._vocab_size = data.vocab_size
         self._evaluation = evaluation_rows(
@@ -53,6 +57,16 @@ class LanguageTask:
         if self._machine.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         return model
+
+    def describe(self, model: nn.Module) -> list[str]:
+        """Lines on model, data and length."""
+        count, training = count_parameters(model), self._training  # type: ignore[arg-type]
+        tokens = {split: f"{part['tokens']:,}" for split, part in self._data.manifest["splits"].items()}
+        return [
+            f"model  {self._model.family}: {count.total:,} parameters, {count.non_embedding:,} beside the embedding",
+            f"data   {self._name}: {tokens['train']} tokens to train on, {tokens['validation']} held out",
+            f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {self._scale} scale",
+        ]
 
     def batch(self, step: int) -> Batch:
         """inputs and targets, both (batch_size, seq_len) int64."""
@@ -100,6 +114,11 @@ class LanguageTask:
             "accuracy": (logits.argmax(-1) == targets).double().sum(),
             "count": count,
         }
+
+    def save_model(self, model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+        """A folder for transformers' Auto classes, with the tokenizer."""
+        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+        save_for_transformers(self._data.tokenizer(), folder)
 
 
 def attention(model: schema.Language, machine: schema.Machine) -> str | None:

@@ -1,0 +1,1 @@
+"""Downstream evaluation of finished runs by lm-evaluation-harness (Tables 4 and 5)."""
