@@ -15,7 +15,7 @@ import torch
 
 from cwd.data.export import save_for_transformers
 from cwd.data.prepared import find_data
-from cwd.data.tokenizers import ByteTokenizer, train_bpe
+from cwd.data.tokenizers import ByteTokenizer, load_tokenizer
 from cwd.errors import UserError
 from cwd.evaluation.heldout import ANSWER, CHOICES, CONTEXT, make_items
 from cwd.evidence.items import compare_items
@@ -74,7 +74,7 @@ def test_items_are_a_function_of_the_text_and_their_answer_is_what_the_text_says
                 assert all(sorted(one) == sorted(right) for one in choices)
 
 
-@pytest.mark.parametrize("make", [ByteTokenizer, lambda: train_bpe([TEXT], 300)], ids=["bytes", "bpe"])
+@pytest.mark.parametrize("make", [ByteTokenizer, lambda: load_tokenizer("bpe", 300, [TEXT])], ids=["bytes", "bpe"])
 def test_transformers_loads_the_tokenizer_and_gives_the_same_ids(make: Callable[[], Any], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
