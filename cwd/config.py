@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException, ValidationError
 
 from cwd.errors import UserError, nearest
-from cwd.schema import SELECTORS, VARIANTS, WSD, Config, Dataset, Group, Optimizer, Simply, Text
+from cwd.schema import SELECTORS, VARIANTS, WSD, Config, Dataset, Group, Images, Optimizer, Simply, Text, Timm
 
 NOT_IDENTITY = tuple(item.name for item in fields(Config) if item.metadata.get("apart"))
 KINDS = {
@@ -25,6 +25,7 @@ KINDS = {
     "str": "text",
     "list[float]": "lists of two finite numbers",
     "list[str]": "lists of text, as in [a, b]",
+    "list[int]": "lists of whole numbers",
     "list[Group]": "lists of groups, as in configs/optimizer/",
 }
 
@@ -226,7 +227,10 @@ def _check_across(config: Config) -> None:
             f"schedule.decay_fraction={schedule.decay_fraction:g}: with schedule.warmup={schedule.warmup:g} it is more "
             f"than the whole run; at most {1 - schedule.warmup:g} is allowed"
         )
-    _check_dataset(config.dataset)
+    if isinstance(config.dataset, Dataset):
+        _check_text(config, config.dataset)
+    else:
+        _check_images(config)
     _check_optimizer(config.optimizer)
 
 
@@ -245,7 +249,15 @@ def _check_simply(model: Simply) -> None:
         raise UserError(f"model.head_dim={_head_dim(model)}: must be even, rotary embeddings pair its halves")
 
 
-def _check_dataset(dataset: Dataset) -> None:
+def _check_text(config: Config, dataset: Dataset) -> None:
+    if isinstance(config.model, Timm):
+        raise UserError(f"dataset={dataset.name}: is text, and model.family=timm classifies images; add task=vision")
+    for key, value in (
+        ("training.seq_len", config.training.seq_len),
+        ("evaluation.sequences", config.evaluation.sequences),
+    ):
+        if value is None:
+            raise UserError(f"{key}: a value is needed")
     if (dataset.tokenizer == "bpe") != (dataset.vocab_size is not None):
         raise UserError(
             f"dataset.vocab_size={_shown(dataset.vocab_size)}: give it with dataset.tokenizer=bpe and only then "
@@ -253,6 +265,23 @@ def _check_dataset(dataset: Dataset) -> None:
         )
     if isinstance(dataset, Text) and not dataset.files:
         raise UserError("dataset.files=[]: name at least one file, folder or glob, as in dataset.files=[notes.txt]")
+
+
+def _check_images(config: Config) -> None:
+    model, dataset, recipe = config.model, config.dataset, config.recipe
+    if not isinstance(model, Timm):
+        raise UserError(f"dataset={dataset.name}: is images, and model.family={model.family} is for text; add task=vision")
+    if isinstance(dataset, Images) and not dataset.root:
+        raise UserError("dataset.root=: name the folder of the images, as in dataset.root=photos")
+    mixed = recipe.mixup or recipe.cutmix
+    for key, size in (
+        ("training.batch_size", config.training.batch_size),
+        ("machine.micro_batch_size", config.machine.micro_batch_size),
+    ):
+        if mixed and size is not None and size % 2:
+            raise UserError(f"{key}={size}: must be even, as recipe.mixup and recipe.cutmix mix images in pairs")
+    if recipe.crop_scale[0] > recipe.crop_scale[1]:
+        raise UserError(f"recipe.crop_scale={recipe.crop_scale}: the first must not be above the second")
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:

@@ -28,12 +28,21 @@ from tests.conftest import Ended
 EVIDENCE = ("artifact", "ladder")  # read by cwd.evidence, not by Hydra
 FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name not in EVIDENCE)
 IDS = [str(path.relative_to(CONFIGS)) for path in FILES]
-COMPANIONS = {"dataset/text": ["dataset.files=[notes.txt]"]}
+COMPANIONS = {
+    "dataset/text": ["dataset.files=[notes.txt]"],
+    "dataset/digits": ["task=vision"],
+    "dataset/image_folder": ["task=vision", "dataset.root=photos"],
+    "dataset/imagenet": ["task=vision"],
+}
 SMALL = ["tracker=none", "scale=smoke"]
 
 
 def options(group: str) -> set[str]:
     return {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+
+
+def classifiers() -> set[str]:
+    return {path.stem for path in (CONFIGS / "model").glob("*.yaml") if "family: timm" in path.read_text()}
 
 
 def choices(section: type, name: str) -> set[str]:
@@ -59,11 +68,18 @@ def test_every_file_composes_and_is_valid(path: Path) -> None:
     elif group == "hydra/launcher":
         assert _compose([f"{group}={name}"], hydra=True).hydra.launcher._target_
     elif group == "tuned":
-        scale, _, optimizer = name.partition("_")
-        config = compose_config([f"scale={scale}", f"optimizer={optimizer}"])
+        first, _, optimizer = name.rpartition("_")  # a scale, or a classifier
+        found = [f"scale={first}"] if first in options("scale") else ["task=vision", f"model={first}"]
+        config = compose_config([*found, f"optimizer={optimizer}"])
         raw = yaml.safe_load(path.read_text())
         assert config.optimizer.lr == float(raw["optimizer"]["lr"])
         assert config.decay.weight_decay == float(raw["decay"]["weight_decay"])
+    elif group == "groups":
+        task, _, optimizer = name.partition("_")
+        raw = yaml.safe_load(path.read_text())["optimizer"]["groups"]
+        assert [asdict(one) for one in compose_config([f"task={task}", f"optimizer={optimizer}"]).optimizer.groups] == raw
+    elif group == "recipe" or (group == "model" and "family: timm" in path.read_text()):
+        assert compose_config(["task=vision", f"{group}={name}"])
     else:
         assert compose_config([*([f"{group}={name}"] if group else []), *COMPANIONS.get(option, [])])
 
@@ -101,7 +117,7 @@ def test_choices_are_the_files() -> None:
     assert options("tracker") == choices(schema.Tracker, "name")
     assert options("scale") <= choices(Config, "scale")
     assert options("tuned") == {
-        f"{scale}_{optimizer}" for scale in options("scale") for optimizer in options("optimizer")
+        f"{first}_{optimizer}" for first in options("scale") | classifiers() for optimizer in options("optimizer")
     }
 
 
@@ -168,8 +184,8 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "telemetry": ["every"],
         "tracker": ["group", "name", "project"],
         "machine": [
-            *("checkpoint_seconds", "compile", "data", "device", "log_every", "micro_batch_size", "progress", "runs"),
-            "threads",
+            *("channels_last", "checkpoint_seconds", "compile", "data", "device", "log_every", "micro_batch_size"),
+            *("progress", "runs", "threads", "workers"),
         ],
     }  # fmt: skip
 
@@ -181,11 +197,13 @@ WHOLE = {
     "adamw, python, cosine": ["optimizer=adamw"],
     "lion, python, constant": ["optimizer=lion", "schedule=constant"],
     "sgd": ["optimizer=sgd"],
+    "vision, imagenet": ["task=vision", "dataset=imagenet", "model=vit_s16"],
+    "vision, digits": ["task=vision", "optimizer=muon"],
 }
 
 
 def test_identity_leaves_out_the_tracker_and_the_machine_and_nothing_else() -> None:
-    assert set(identity(compose_config([]))) == {item.name for item in fields(Config)} - {"tracker", "machine"}
+    assert set(identity(compose_config([]))) == {item.name for item in fields(Config)} - {"tracker", "machine", "recipe"}
 
 
 @pytest.mark.parametrize("overrides", WHOLE.values(), ids=WHOLE)
@@ -196,7 +214,7 @@ def test_identity_changes_with_every_other_value(overrides: list[str]) -> None:
         value = getattr(owner, item.name)
         setattr(owner, item.name, other(value, str(item.type)))
         assert (identity(config) == before) == (
-            key.split(".")[0] in ("tracker", "machine") or key == "dataset.files"
+            key.split(".")[0] in ("tracker", "machine") or key in ("dataset.files", "dataset.root")
         ), key
         setattr(owner, item.name, value)
         seen += 1

@@ -30,18 +30,24 @@ def rows(
     Raises:
         UserError: fewer tokens than one row, or a seed, step or batch size out of range.
     """
+    table = _table(tokens, seq_len, split)
+    return table[chosen(len(table), seed=seed, step=step, batch_size=batch_size)].astype(np.int64)
+
+
+def chosen(count: int, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Which of `count` rows or images the batch of a step has, (batch_size,) int64; arguments and errors as
+    :func:`rows`.
+    """
     if not 0 <= seed < 2**64:
         raise UserError(f"seed must be from 0 to 2**64 - 1; got {seed}")
     if step < 0 or batch_size < 1:
         raise UserError(f"step must be at least 0 and batch_size at least 1; got {step} and {batch_size}")
-    table = _table(tokens, seq_len, split)
-    count = len(table)
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
-    chosen = np.empty(batch_size, dtype=np.int64)
+    found = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
-        chosen[inside] = epoch_order(seed, int(epoch), count)[places[inside]]
-    return table[chosen].astype(np.int64)
+        found[inside] = epoch_order(seed, int(epoch), count)[places[inside]]
+    return found
 
 
 # Two: a batch may need the end of one epoch and the start of the next, and at the paper's size an order takes a

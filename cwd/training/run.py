@@ -17,7 +17,7 @@ from cwd.errors import UserError
 from cwd.runs import Record
 from cwd.runs.record import FINISHED
 from cwd.training.progress import Progress, duration
-from cwd.training.sources import load_tokens
+from cwd.training.sources import load_data
 
 WAIT = 7 * 24 * 3600.0  # seconds
 MAIN = int(os.environ.get("RANK", "0")) == 0
@@ -45,9 +45,9 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
     """
     if config.machine.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
-    progress = Progress(Progress.resolve(config.machine.progress) if MAIN else "none", config.training.steps, "tokens")
-    data = load_tokens(config, progress.say)
-    description = {"fingerprint": data.fingerprint, "tokens": data.manifest["splits"], "vocab_size": data.vocab_size}
+    kind = Progress.resolve(config.machine.progress) if MAIN else "none"
+    progress = Progress(kind, config.training.steps, "tokens" if _is_text(config) else "images")
+    data, description = load_data(config, progress.say)
     everything = dataclasses.asdict(config)
     record = Record.create(Path(config.machine.runs), identity(config), description, everything)
     found = _finished(record)
@@ -88,7 +88,7 @@ def _tell(result: Result, config: schema.Config, progress: Progress, found: bool
         progress.result(f"diverged  {arm}: {result.record.status.get('message', '')}  {result.record.folder}")
         return
     summary = result.summary
-    metrics = "  ".join(f"{name} {summary[name]:.4f}" for name in ("loss", "accuracy") if name in summary)
+    metrics = "  ".join(f"{name} {summary[name]:.4f}" for name in ("loss", "accuracy", "top1", "ema_top1") if name in summary)
     when = "found" if found else "done "
     progress.result(f"{when}  {arm}  {metrics}  ({duration(summary['seconds'])})  {result.record.folder}")
 
@@ -97,6 +97,11 @@ def _tell_next(result: Result, config: schema.Config, progress: Progress, overri
     """What the numbers are, and what to type next."""
     other = "decoupled" if config.decay.mode == "cautious" else "cautious"
     same = [word for word in overrides if not word.startswith(("decay=", "decay.mode="))]
-    progress.say("       loss in nats per token on held-out text; accuracy of the next token")
+    text, images = "loss in nats per token on held-out text; accuracy of the next token", "loss in nats; top1 in percent"
+    progress.say(f"       {text if _is_text(config) else images}")
     progress.say(f"next   python train.py {shlex.join([*same, f'decay={other}'])}   the other arm, on the same batches")
     progress.say(f"       python scripts/runs.py show {result.record.key[:6]}   this run; scripts/runs.py lists all")
+
+
+def _is_text(config: schema.Config) -> bool:
+    return isinstance(config.dataset, schema.Dataset)

@@ -13,22 +13,22 @@ from transformers.utils import logging as transformers_logging
 from cwd import schema
 from cwd.data.tokens import TokenData
 from cwd.errors import UserError
-from cwd.models.zoo import count_parameters
 from cwd.runs import Record
 from cwd.training.checkpoint import remove_checkpoints
 from cwd.training.environment import describe_environment
 from cwd.training.memory import keep_freed_memory
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts, follow_parent
-from cwd.training.tasks.language import LanguageTask
+from cwd.training.sources import Data
+from cwd.training.tasks import Task
 from cwd.training.tracker import open_tracker
-from cwd.training.trainer import Diverged, Trainer
+from cwd.training.trainer import Diverged, Trainer, share_of
 
 NO_TRACKER = schema.Tracker(name="none")
 
 
 def train(
-    config: schema.Config, data: TokenData, record: Record, progress: Progress
+    config: schema.Config, data: Data, record: Record, progress: Progress
 ) -> tuple[str, Record, dict[str, Any] | None]:
     """Trains to the end and writes the outcome into the record. Returns (state, record, summary).
 
@@ -46,13 +46,13 @@ def train(
     main = accelerator.is_main_process
     try:
         with Interrupts() as interrupts:
-            task = LanguageTask(config, data)
+            task = open_task(config, data, accelerator, progress)
             if main:
                 record.set_status("running", record.status["step"], steps=config.training.steps)
                 record.add_environment(describe_environment(accelerator.device, accelerator.num_processes))
             tracker = open_tracker(config.tracker if main else NO_TRACKER, config, record, progress.warn)
             trainer = Trainer(config, task, record, accelerator, progress, tracker, interrupts)
-            _introduce(config, data, record, trainer, progress)
+            _introduce(record, trainer, progress)
             return _fit(trainer)
     finally:
         # Another run in this process may want another precision, which accelerate's shared state would refuse.
@@ -83,6 +83,17 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
     return state, record, summary
 
 
+def open_task(config: schema.Config, data: Data, accelerator: Accelerator, progress: Progress) -> Task:
+    """What the data is for."""
+    if isinstance(data, TokenData):
+        from cwd.training.tasks.language import LanguageTask
+
+        return LanguageTask(config, data)
+    from cwd.training.tasks.vision import VisionTask  # timm comes with it
+
+    return VisionTask(config, data, share_of(config, accelerator), progress.warn)
+
+
 def _accelerator(config: schema.Config) -> Accelerator:
     device, precision = config.machine.device, config.training.precision
     if device == "cuda" and not torch.cuda.is_available():
@@ -90,17 +101,10 @@ def _accelerator(config: schema.Config) -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
 
 
-def _introduce(config: schema.Config, data: TokenData, record: Record, trainer: Trainer, progress: Progress) -> None:
+def _introduce(record: Record, trainer: Trainer, progress: Progress) -> None:
     """Who is trained on what, and who got which rule."""
-    count, training = count_parameters(trainer.bare_model), config.training  # type: ignore[arg-type]
-    tokens = {split: f"{part['tokens']:,}" for split, part in data.manifest["splits"].items()}
     progress.say(f"run    {record.folder}")
-    progress.say(
-        f"model  {config.model.family}: {count.total:,} parameters, {count.non_embedding:,} beside the embedding"
-    )
-    progress.say(f"data   {config.dataset.name}: {tokens['train']} tokens to train on, {tokens['validation']} held out")
-    progress.say(
-        f"steps  {training.steps:,} of {training.batch_size} x {training.seq_len} tokens, {config.scale} scale"
-    )
+    for line in trainer.task.describe(trainer.bare_model):
+        progress.say(line)
     for line in trainer.groups:
         progress.say(textwrap.fill(f"group  {line}", 100, subsequent_indent=" " * 7, break_on_hyphens=False))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cwd import schema
 from cwd.errors import UserError
@@ -26,7 +27,7 @@ from cwd.training.optimizer import build_optimizer
 from cwd.training.progress import Progress
 from cwd.training.schedule import lr_factor
 from cwd.training.signals import Interrupted, Interrupts
-from cwd.training.tasks import Batch, Task, chunks
+from cwd.training.tasks import Batch, Share, Task, chunks
 from cwd.training.tracker import Tracker
 
 
@@ -65,7 +66,7 @@ class Trainer:
         self.config, self.task, self.record, self.accelerator = config, task, record, accelerator
         self.progress, self.tracker, self.interrupts = progress, tracker, interrupts
         self.steps = config.training.steps
-        self.share, self.micro = _split_batch(config, accelerator.num_processes)
+        self.share = share_of(config, accelerator)
         torch.manual_seed(config.seed)
         self.bare_model = task.build_model()
         self.weights_hash = _hash_weights(self.bare_model)
@@ -73,6 +74,7 @@ class Trainer:
         self.model = accelerator.prepare(model)
         self.rule_optimizer, self.groups = build_optimizer(config, self.bare_model)
         self.optimizer = accelerator.prepare(self.rule_optimizer)
+        self.average = _average(self.bare_model, config.recipe.ema)
         self.step = 0
         self.seconds = 0.0
         self.batches_hash = ""
@@ -154,6 +156,8 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.bare_model)
         self.pending.append(torch.stack([loss, norm.detach().to(loss.dtype)]))
 
     def _seed_step(self) -> None:
@@ -165,12 +169,11 @@ class Trainer:
 
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean loss over this process's share of the batch; returns that loss, 0-D."""
-        first = self.accelerator.process_index * self.share
         total = torch.zeros((), device=self.accelerator.device)
-        for start, stop in chunks(self.share, self.micro):
-            piece = self._to_device(batch, first + start, first + stop)
-            with nullcontext() if stop == self.share else self.accelerator.no_sync(self.model):
-                loss = self.task.loss(self.model, piece) * ((stop - start) / self.share)
+        for start, stop in chunks(self.share.rows, self.share.at_once):
+            piece = self._to_device(batch, self.share.first + start, self.share.first + stop)
+            with nullcontext() if stop == self.share.rows else self.accelerator.no_sync(self.model):
+                loss = self.task.loss(self.model, piece) * ((stop - start) / self.share.rows)
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -205,16 +208,15 @@ class Trainer:
     def _evaluate(self) -> None:
         """Metrics on the evaluation set, each process on its part."""
         self.model.eval()
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        names = ("count", *self.task.metrics)
+        names = ("count", *self.task.metrics, *([] if self.average is None else map("ema_{}".format, self.task.metrics)))
         sums = torch.zeros(len(names), dtype=torch.float64, device=self.accelerator.device)
-        for start, stop in list(chunks(self.task.evaluation_rows(), self.micro))[rank::processes]:
+        for start, stop in self.share.of(chunks(self.task.evaluation_rows(), self.share.at_once)):
             piece = self._to_device(self.task.evaluation_batch(start, stop), 0, stop - start)
-            measured = self.task.measure(self.model, piece)
+            measured = self._measure(piece)
             sums += torch.stack([measured[name] for name in names])
         self.model.train()
         count, *totals = self.accelerator.reduce(sums, reduction="sum").tolist()
-        metrics = {name: total / count for name, total in zip(self.task.metrics, totals, strict=True)}
+        metrics = {name: total / count for name, total in zip(names[1:], totals, strict=True)}
         if not math.isfinite(metrics["loss"]):
             raise Diverged(self.step, "the evaluation loss")
         self.evaluated = metrics
@@ -222,6 +224,15 @@ class Trainer:
         self.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, self.step)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.progress.say(f"step {self.step}/{self.steps}  evaluation: {shown}")
+
+    def _measure(self, piece: Batch) -> dict[str, torch.Tensor]:
+        """The task's sums, and those of the averaged weights."""
+        measured = self.task.measure(self.model, piece)
+        if self.average is not None:
+            with self.accelerator.autocast():
+                averaged = self.task.measure(self.average.module.eval(), piece)
+            measured |= {f"ema_{name}": value for name, value in averaged.items()}
+        return measured
 
     def _save(self) -> None:
         """A checkpoint of the current step. The losses since the last line are checked first: a broken state is not
@@ -241,6 +252,8 @@ class Trainer:
                 "model": self.bare_model.state_dict(),
                 "optimizer": self.rule_optimizer.state_dict(),
             }
+            if self.average is not None:
+                state["average"] = self.average.state_dict()
             save_checkpoint(self.record.folder / "checkpoints", self.step, state)
             self.record.set_status("running", self.step, steps=self.steps)
         self._saved = time.monotonic()
@@ -260,6 +273,8 @@ class Trainer:
         self.step, self.seconds, self.batches_hash = state["step"], state["seconds"], state["batches_hash"]
         self.bare_model.load_state_dict(state["model"])
         self.rule_optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if state["pending"] is not None:
             self.pending = list(state["pending"].to(self.accelerator.device))
         self.progress.say(f"going on from step {self.step}")
@@ -273,7 +288,9 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         """Saves the final weights, and says what came out."""
         if self.accelerator.is_main_process:
-            self._save_model()
+            self._save_model(self.bare_model, "model")
+            if self.average is not None:
+                self._save_model(self.average.module, "model_ema")
         return {
             **self.evaluated,
             "steps": self.steps,
@@ -281,11 +298,12 @@ class Trainer:
             "seconds": self.seconds,
             "parameters": sum(p.numel() for p in self.bare_model.parameters()),
             "pairing": {"weights": self.weights_hash, "batches": self.batches_hash},
+            **self.task.summary(),
         }
 
-    def _save_model(self) -> None:
-        work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / "model"
-        self.bare_model.save_pretrained(work)  # type: ignore[operator]
+    def _save_model(self, model: torch.nn.Module, name: str) -> None:
+        work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / name
+        self.task.save_model(model, work)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
         sync(self.record.folder)
@@ -295,12 +313,14 @@ class Trainer:
             self._log_file.write(kind, self.step, **values)
 
     def _to_device(self, batch: Batch, start: int, stop: int) -> Batch:
-        return {name: tensor[start:stop].to(self.accelerator.device) for name, tensor in batch.items()}
+        """Rows [start, stop) of a batch, with what the task loads for them."""
+        rows = self.task.load({name: tensor[start:stop] for name, tensor in batch.items()})
+        return {name: tensor.to(self.accelerator.device) for name, tensor in rows.items()}
 
 
-def _split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
-    """(rows of each process, rows at once)."""
-    size = config.training.batch_size
+def share_of(config: schema.Config, accelerator: Accelerator) -> Share:
+    """Which rows of a batch this process has. Raises UserError: the batch cannot be shared evenly."""
+    size, processes = config.training.batch_size, accelerator.num_processes
     if size % processes:
         raise UserError(f"training.batch_size={size}: cannot be shared evenly by {processes} processes")
     share = size // processes
@@ -310,7 +330,14 @@ def _split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
             f"machine.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} "
             "processes has"
         )
-    return share, micro
+    return Share(accelerator.process_index * share, share, micro, accelerator.process_index, processes)
+
+
+def _average(model: torch.nn.Module, decay: float | None) -> AveragedModel | None:
+    """An exponential average of weights and buffers, as timm's ModelEma keeps it; its first update copies."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).requires_grad_(False)
 
 
 def _due(step: int, every: int) -> bool:

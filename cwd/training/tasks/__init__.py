@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -19,10 +21,19 @@ class Task(Protocol):
     def build_model(self) -> nn.Module:
         """The model, its weights drawn from torch's global generator."""
 
+    def save_model(self, model: nn.Module, folder: Path) -> None:
+        """Writes the model as its own library reads it."""
+
+    def describe(self, model: nn.Module) -> list[str]:
+        """Lines for a person: what is trained, on what, for how long."""
+
     def batch(self, step: int) -> Batch:
         """The whole batch of the update with 0-based number `step`, over all processes: a pure function of (data, seed,
         step).
         """
+
+    def load(self, batch: Batch) -> Batch:
+        """Rows of a batch, or of the evaluation set, with all that the model needs, still on the CPU."""
 
     def units(self, batch: Batch) -> int:
         """How many units the batch holds."""
@@ -38,6 +49,25 @@ class Task(Protocol):
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch, float64, and their "count"; a metric is its sum divided by the count."""
+
+    def summary(self) -> dict[str, Any]:
+        """What else is worth keeping in the run's summary."""
+
+
+class Share(NamedTuple):
+    """A process's part of each batch: `rows` rows from `first` on, `at_once` of them together; it is number `process` of
+    `processes`.
+    """
+
+    first: int
+    rows: int
+    at_once: int
+    process: int
+    processes: int
+
+    def of(self, pieces: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """The pieces of an evaluation that this process measures."""
+        return islice(pieces, self.process, None, self.processes)
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
