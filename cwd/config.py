@@ -270,7 +270,9 @@ def _check_text(config: Config, dataset: Dataset) -> None:
 def _check_images(config: Config) -> None:
     model, dataset, recipe = config.model, config.dataset, config.recipe
     if not isinstance(model, Timm):
-        raise UserError(f"dataset={dataset.name}: is images, and model.family={model.family} is for text; add task=vision")
+        raise UserError(
+            f"dataset={dataset.name}: is images, and model.family={model.family} is for text; add task=vision"
+        )
     if isinstance(dataset, Images) and not dataset.root:
         raise UserError("dataset.root=: name the folder of the images, as in dataset.root=photos")
     mixed = recipe.mixup or recipe.cutmix

@@ -77,7 +77,9 @@ def test_every_file_composes_and_is_valid(path: Path) -> None:
     elif group == "groups":
         task, _, optimizer = name.partition("_")
         raw = yaml.safe_load(path.read_text())["optimizer"]["groups"]
-        assert [asdict(one) for one in compose_config([f"task={task}", f"optimizer={optimizer}"]).optimizer.groups] == raw
+        assert [
+            asdict(one) for one in compose_config([f"task={task}", f"optimizer={optimizer}"]).optimizer.groups
+        ] == raw
     elif group == "recipe" or (group == "model" and "family: timm" in path.read_text()):
         assert compose_config(["task=vision", f"{group}={name}"])
     else:
@@ -203,7 +205,11 @@ WHOLE = {
 
 
 def test_identity_leaves_out_the_tracker_and_the_machine_and_nothing_else() -> None:
-    assert set(identity(compose_config([]))) == {item.name for item in fields(Config)} - {"tracker", "machine", "recipe"}
+    assert set(identity(compose_config([]))) == {item.name for item in fields(Config)} - {
+        "tracker",
+        "machine",
+        "recipe",
+    }
 
 
 @pytest.mark.parametrize("overrides", WHOLE.values(), ids=WHOLE)

@@ -29,7 +29,9 @@ def make_digits(examples: int, canvas: int, clutter: int, views: int) -> ImageDa
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise UserError(f"dataset=digits: needs scikit-learn ({error.name} is missing); pip install '.[vision]'") from error
+        raise UserError(
+            f"dataset=digits: needs scikit-learn ({error.name} is missing); pip install '.[vision]'"
+        ) from error
     images, labels = load_digits(return_X_y=True)
     digits = (images.reshape(-1, DIGIT, DIGIT) * (255 / 16)).round().astype(np.uint8)
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(digits))

@@ -9,6 +9,7 @@ process; here a draw is for a pair, so that neither processes nor micro-batches 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ def image_rows(count: int, draws: Draws, *, seed: int, step: int, batch_size: in
 
 
 def evaluation_index(count: int, wanted: int | None) -> np.ndarray:
-    """The images of the evaluation set, evenly spaced over the split, that no seed changes: (min(count, wanted),) int64."""
+    """The evaluation set, evenly spaced over the split, that no seed changes: (min(count, wanted),) int64."""
     wanted = count if wanted is None else min(wanted, count)
     return np.arange(wanted) * count // wanted
 
@@ -71,7 +72,7 @@ def _erased(draw: np.random.Generator, draws: Draws, rows: int) -> np.ndarray:
         return np.zeros((rows, 4), dtype=np.int64)
     wanted = draw.random(rows) < draws.erase
     area = draw.uniform(*ERASED_AREA, (rows, TRIES)) * draws.size**2
-    aspect = np.exp(draw.uniform(*np.log(ERASED_ASPECT), (rows, TRIES)))
+    aspect = np.exp(draw.uniform(math.log(ERASED_ASPECT[0]), math.log(ERASED_ASPECT[1]), (rows, TRIES)))
     height = np.rint(np.sqrt(area * aspect)).astype(np.int64)
     width = np.rint(np.sqrt(area / aspect)).astype(np.int64)
     fits = (height < draws.size) & (width < draws.size)
@@ -87,7 +88,9 @@ def _erased(draw: np.random.Generator, draws: Draws, rows: int) -> np.ndarray:
 def _mixed(draw: np.random.Generator, draws: Draws, pairs: int) -> tuple[np.ndarray, np.ndarray]:
     """(keep, cut) of pairs: mixup or CutMix, by even chances where a recipe has both, as in timm's Mixup."""
     use_cut = draw.random(pairs) < 0.5 if draws.mixup and draws.cutmix else np.full(pairs, draws.cutmix > 0)
-    mixup, cutmix = (draw.beta(alpha, alpha, pairs) if alpha else np.ones(pairs) for alpha in (draws.mixup, draws.cutmix))
+    mixup, cutmix = (
+        draw.beta(alpha, alpha, pairs) if alpha else np.ones(pairs) for alpha in (draws.mixup, draws.cutmix)
+    )
     centre = draw.integers(0, draws.size, (pairs, 2))
     cut = _cut(centre, cutmix, draws.size)
     area = (cut[:, 2] - cut[:, 0]) * (cut[:, 3] - cut[:, 1])

@@ -65,12 +65,14 @@ class TarImages(EncodedImages):
 def find_shards(root: Path, extension: str) -> dict[str, list[Path]]:
     """The files of each split in `root` or its folder data/, by name; empty lists where there are none."""
     files = sorted([*root.glob(f"*.{extension}"), *(root / "data").glob(f"*.{extension}")])
-    return {split: [file for file in files if any(name in file.name for name in names)] for split, names in FILES.items()}
+    return {
+        split: [file for file in files if any(name in file.name for name in names)] for split, names in FILES.items()
+    }
 
 
 def read_parquet(name: str, root: Path, classes: int, cache: Path) -> ImageData:
-    """Hugging Face's layout, ``data/train-00000-of-00294.parquet``, with `datasets`, which keeps a copy that can be read
-    in any order below `cache`. Its fingerprint is of the files' names and sizes.
+    """Hugging Face's layout, ``data/train-00000-of-00294.parquet``, with `datasets`, which keeps a copy below `cache`
+    that can be read in any order. Its fingerprint is of the files' names and sizes.
 
     Raises:
         UserError: a split without files, files of other columns, a label out of range.
@@ -98,7 +100,7 @@ def read_tars(name: str, root: Path, classes: int, cache: Path) -> ImageData:
     Where each image lies is read once and kept below `cache`. The fingerprint is of the shards' names and sizes.
 
     Raises:
-        UserError: a split without files, a tar file that cannot be read, an image without a label, a label out of range.
+        UserError: a split without files, a file that cannot be read, an image without a label, a label out of range.
     """
     shards = _both(find_shards(root, "tar"), root, "tar")
     sets = {split: TarImages(files, _kept(files, cache), classes) for split, files in shards.items()}

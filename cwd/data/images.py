@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,7 +53,9 @@ class EncodedImages:
                 warnings.simplefilter("ignore")  # of odd metadata
                 return Image.open(io.BytesIO(self.content(index))).convert("RGB")
         except Exception as error:  # Pillow's plugins raise what they like on broken data
-            raise Unreadable(f"{self.where(index)}: cannot be read as an image ({error or type(error).__name__})") from error
+            raise Unreadable(
+                f"{self.where(index)}: cannot be read as an image ({error or type(error).__name__})"
+            ) from error
 
 
 class ArrayImages:
@@ -93,7 +95,7 @@ class ImageData:
         return {"fingerprint": self.fingerprint, "images": counts, "classes": len(self.classes)}
 
 
-def check_labels(labels: np.ndarray, classes: int, where: Sequence[str] | Any) -> None:
+def check_labels(labels: np.ndarray, classes: int, where: Callable[[int], str]) -> None:
     """Raises UserError for the first label that is no class's number; `where(i)` names image i."""
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
@@ -105,7 +107,7 @@ def check_labels(labels: np.ndarray, classes: int, where: Sequence[str] | Any) -
 
 
 def fingerprint_of(parts: Iterable[object]) -> str:
-    """16 hexadecimal digits that say whether two datasets are the same: of names and sizes, or of the content itself."""
+    """16 hexadecimal digits that tell datasets apart: of names and sizes, or of the content itself."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part if isinstance(part, bytes) else f"{part}\n".encode())

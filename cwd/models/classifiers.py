@@ -31,7 +31,9 @@ def build_classifier(
         UserError: timm has no such model, or it does not take these sizes.
     """
     if not timm.is_model(name):
-        raise UserError(f"model.name={name}: timm {timm.__version__} has no such model{nearest(name, timm.list_models())}")
+        raise UserError(
+            f"model.name={name}: timm {timm.__version__} has no such model{nearest(name, timm.list_models())}"
+        )
     given = {key: value for key, value in shape.items() if value is not None}
     if name.startswith(SQUARE):
         given["img_size"] = image_size

@@ -98,7 +98,7 @@ class Stream:
         ahead: dict[str, Any] = {"prefetch_factor": AHEAD} if self._workers else {}
         loader = DataLoader(
             self._samples,
-            batch_sampler=_Order(order),  # type: ignore[arg-type]
+            batch_sampler=_Order(order),
             num_workers=self._workers,
             collate_fn=_collate,
             generator=torch.Generator(),  # else it would draw from the global one, which drop path draws from too
@@ -131,10 +131,10 @@ def augmentation(recipe: schema.Recipe, size: int) -> Callable[[Any], Tensor]:
         size,
         is_training=True,
         no_aug=nothing,
-        scale=tuple(recipe.crop_scale),
+        scale=(recipe.crop_scale[0], recipe.crop_scale[1]),
         ratio=(1.0, 1.0) if whole else None,
         hflip=recipe.flip,
-        color_jitter=recipe.color_jitter or None,
+        color_jitter=recipe.color_jitter or None,  # type: ignore[arg-type]  # None is none
         auto_augment=recipe.rand_augment,
         interpolation="bicubic" if nothing and recipe.interpolation == "random" else recipe.interpolation,
         use_prefetcher=True,  # which leaves the rest to the device

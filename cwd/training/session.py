@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +19,12 @@ from cwd.training.environment import describe_environment
 from cwd.training.memory import keep_freed_memory
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts, follow_parent
-from cwd.training.sources import Data
 from cwd.training.tasks import Task
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Diverged, Trainer, share_of
+
+if TYPE_CHECKING:
+    from cwd.training.sources import Data
 
 NO_TRACKER = schema.Tracker(name="none")
 

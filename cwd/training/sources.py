@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cwd import schema
 from cwd.data.batches import evaluation_rows
@@ -16,7 +16,7 @@ from cwd.errors import UserError
 if TYPE_CHECKING:  # Pillow is for images only
     from cwd.data.images import ImageData
 
-Data = Any if not TYPE_CHECKING else TokenData | ImageData
+    Data: TypeAlias = TokenData | ImageData
 
 
 def load_data(config: schema.Config, say: Callable[[str], None]) -> tuple[Data, dict[str, Any]]:
@@ -61,7 +61,9 @@ def load_images(config: schema.Config) -> ImageData:
     """
     for library in ("timm", "torchvision"):
         if find_spec(library) is None:
-            raise UserError(f"dataset={config.dataset.name}: needs {library}, which is not installed; pip install '.[vision]'")
+            raise UserError(
+                f"dataset={config.dataset.name}: needs {library}, which is not installed; pip install '.[vision]'"
+            )
     from cwd.data.digits import make_digits
     from cwd.data.image_folders import read_folders
 
@@ -84,7 +86,8 @@ def _imagenet(dataset: schema.ImageNet, cache: Path) -> ImageData:
         data = read_folders(dataset.name, root, None)
         if len(data.classes) != dataset.classes:
             raise UserError(
-                f"dataset.root={root}: has {len(data.classes)} class folders; dataset.classes={dataset.classes} are wanted"
+                f"dataset.root={root}: has {len(data.classes)} class folders; "
+                f"dataset.classes={dataset.classes} are wanted"
             )
         return data
     for extension, read in (("parquet", read_parquet), ("tar", read_tars)):

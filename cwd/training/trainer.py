@@ -208,7 +208,11 @@ class Trainer:
     def _evaluate(self) -> None:
         """Metrics on the evaluation set, each process on its part."""
         self.model.eval()
-        names = ("count", *self.task.metrics, *([] if self.average is None else map("ema_{}".format, self.task.metrics)))
+        names = (
+            "count",
+            *self.task.metrics,
+            *([] if self.average is None else map("ema_{}".format, self.task.metrics)),
+        )
         sums = torch.zeros(len(names), dtype=torch.float64, device=self.accelerator.device)
         for start, stop in self.share.of(chunks(self.task.evaluation_rows(), self.share.at_once)):
             piece = self._to_device(self.task.evaluation_batch(start, stop), 0, stop - start)

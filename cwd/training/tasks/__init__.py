@@ -55,8 +55,8 @@ class Task(Protocol):
 
 
 class Share(NamedTuple):
-    """A process's part of each batch: `rows` rows from `first` on, `at_once` of them together; it is number `process` of
-    `processes`.
+    """A process's part of each batch: `rows` rows from `first` on, `at_once` of them together; it is number `process`
+    of `processes`.
     """
 
     first: int

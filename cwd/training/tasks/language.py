@@ -33,9 +33,7 @@ class LanguageTask:
         self._name, self._scale, self._data = config.dataset.name, config.scale, data
         self._train = data.tokens("train")
         self._vocab_size = data.vocab_size
-        self._evaluation = evaluation_rows(
-            data.tokens("validation"), config.evaluation.sequences, self._seq_len
-        )
+        self._evaluation = evaluation_rows(data.tokens("validation"), config.evaluation.sequences, self._seq_len)
 
     def build_model(self) -> nn.Module:
         """The configured model with the data's vocabulary."""

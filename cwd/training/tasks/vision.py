@@ -72,7 +72,8 @@ class VisionTask:
             f"model  {self._model.name}: {total:,} parameters, images of {self._model.image_size} pixels",
             f"data   {self._data.name}: {counts['train']:,} images of {len(self._data.classes)} classes to train on, "
             f"{len(self._evaluation):,} of {counts['validation']:,} held out to evaluate on",
-            f"steps  {training.steps:,} of {training.batch_size} images, {epochs:.1f} epochs, {self._config.scale} scale",
+            f"steps  {training.steps:,} of {training.batch_size} images, {epochs:.1f} epochs, "
+            f"{self._config.scale} scale",
         ]
 
     def batch(self, step: int) -> Batch:
@@ -141,7 +142,7 @@ class VisionTask:
         return {key: value for key, value in vars(model).items() if key not in ("family", "name")}
 
     def _ordered(self, images: Tensor) -> Tensor:
-        """In the memory order that is configured. The weights stay as they are: the optimizer takes them in one piece."""
+        """In the memory order that is configured; the weights stay as the optimizer wants them, contiguous."""
         channels_last = self._config.machine.channels_last
         return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
