@@ -152,9 +152,9 @@ class Digits(Data):
 
     name: str = choice("digits", of=("digits",))
     examples: int = number(1000, low=10, high=1500)  # to train on; the others are held out
-    canvas: int = number(16, low=10, high=64)  # pixels of a square; a digit has 8
-    clutter: int = number(4, low=0, high=64)  # pieces of other digits in an image
-    views: int = number(4, low=1)  # images made of each digit that is held out
+    canvas: int = number(12, low=10, high=64)  # pixels of a square; a digit has 8
+    clutter: int = number(1, low=0, high=64)  # pieces of other digits in an image
+    views: int = number(8, low=1)  # images made of each digit
 
 
 @dataclass

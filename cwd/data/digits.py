@@ -17,7 +17,7 @@ CLASSES = tuple("0123456789")
 
 
 def make_digits(examples: int, canvas: int, clutter: int, views: int) -> ImageData:
-    """The dataset: one canvas of each of the first `examples` digits to train on, `views` of each of the others.
+    """The dataset: `views` canvases of each of the first `examples` digits to train on, and of each of the others.
 
     Args:
         canvas: pixels of a side, at least 10.
@@ -35,7 +35,7 @@ def make_digits(examples: int, canvas: int, clutter: int, views: int) -> ImageDa
     images, labels = load_digits(return_X_y=True)
     digits = (images.reshape(-1, DIGIT, DIGIT) * (255 / 16)).round().astype(np.uint8)
     order = np.random.Generator(np.random.Philox(key=0)).permutation(len(digits))
-    train, rest = order[:examples], np.repeat(order[examples:], views)
+    train, rest = (np.repeat(part, views) for part in np.split(order, [examples]))
     sets = []
     for number, chosen in enumerate((train, rest)):
         pixels = _canvases(digits, chosen, canvas, clutter, number)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cwd import schema
-from cwd.data.images import ImageData, ImageSet, Unreadable
+from cwd.data.images import ArrayImages, ImageData, ImageSet, Unreadable
 from cwd.errors import UserError
 
 EVALUATION = -1  # as a seed: nothing is drawn
@@ -39,17 +39,29 @@ class Loaded(NamedTuple):
 class Samples(Dataset):
     """Images by key. A training image that cannot be read is replaced by the next that can; one of the evaluation set
     has label -1.
+
+    What is in memory and always comes out the same is kept: for a tiny model, to transform an image again would take
+    longer than to learn from it.
     """
 
     def __init__(self, data: ImageData, recipe: schema.Recipe, size: int) -> None:
         self._data = data
         self._size = size
-        self._augment = augmentation(recipe, size)
+        self._augment, self._draws = augmentation(recipe, size), draws(recipe)
         self._centre = centre_crop(recipe, size)
+        self._kept: dict[tuple[bool, int], tuple[Tensor, int, str]] = {}
 
     def __getitem__(self, key: Key) -> tuple[Key, Tensor, int, str]:
         index, seed = key
-        return key, *(self._held_out(index) if seed == EVALUATION else self._train(index, seed))
+        images = self._data.validation if seed == EVALUATION else self._data.train
+        still = isinstance(images, ArrayImages) and (seed == EVALUATION or not self._draws)
+        place = (seed == EVALUATION, index)
+        if place in self._kept:
+            return key, *self._kept[place]
+        sample = self._held_out(index) if seed == EVALUATION else self._train(index, seed)
+        if still:
+            self._kept[place] = sample
+        return key, *sample
 
     def _held_out(self, index: int) -> tuple[Tensor, int, str]:
         images: ImageSet = self._data.validation
@@ -123,10 +135,14 @@ def _collate(samples: Sequence[tuple[Key, Tensor, int, str]]) -> tuple[list[Key]
     return list(keys), Loaded(torch.stack(images), torch.tensor(labels), [text for text in problems if text])
 
 
+def draws(recipe: schema.Recipe) -> bool:
+    """Whether a training image's transform draws random numbers."""
+    return list(recipe.crop_scale) != [1.0, 1.0] or bool(recipe.flip or recipe.color_jitter or recipe.rand_augment)
+
+
 def augmentation(recipe: schema.Recipe, size: int) -> Callable[[Any], Tensor]:
     """timm's training transform of an image, up to uint8 (3, size, size): erasing and mixing come later."""
-    whole = list(recipe.crop_scale) == [1.0, 1.0]
-    nothing = whole and not (recipe.flip or recipe.color_jitter or recipe.rand_augment)
+    whole, nothing = list(recipe.crop_scale) == [1.0, 1.0], not draws(recipe)
     return create_transform(
         size,
         is_training=True,
