@@ -152,6 +152,7 @@ def test_scales_and_the_top_give_every_value_of_their_schemas() -> None:
             ("telemetry", schema.Telemetry),
         ):
             assert_complete(values[name], section)
+    assert_complete(yaml.safe_load((CONFIGS / "recipe" / "plain.yaml").read_text())["recipe"], schema.Recipe)
     top = yaml.safe_load((CONFIGS / "config.yaml").read_text())
     assert_complete(top["machine"], schema.Machine)
     assert "seed" in top

@@ -80,7 +80,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path: Path, kind: str) -> None:
 def test_a_truncated_image_says_which_file_it_is(tmp_path: Path) -> None:
     folder = write_folders(tmp_path, 2)
     bad = folder / "train" / "bee" / "1.jpg"
-    bad.write_bytes(bad.read_bytes()[:300])
+    bad.write_bytes(bad.read_bytes()[:-60])
     with pytest.raises(Unreadable, match=r"train/bee/1.jpg: cannot be read as an image \(.*truncated"):
         read_folders("x", folder, None).train.load(3)
 
@@ -127,7 +127,7 @@ def test_what_is_wrong_with_shards_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"in-val-0.tar, byte \d+: label 7; allowed are 0 to 2 \(1 of 2"):
         imagenet(root)
     (root / "in-val-0.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match="in-val-0.tar: cannot be read as a tar file"):
+    with pytest.raises(UserError, match="cannot be read as a tar file of images"):
         imagenet(root)
     write_parquet(tmp_path / "parquet", "train", [0, 1])
     write_parquet(tmp_path / "parquet", "validation", [-1, -1])
@@ -142,7 +142,10 @@ def test_the_digits_are_scikit_learns_and_no_digit_is_in_both_splits() -> None:
     from sklearn.datasets import load_digits
 
     data = make_digits(1000, 12, 0, 2)  # without clutter a canvas holds one digit and nothing else
-    known = {(one * (255 / 16)).round().astype(np.uint8).tobytes(): int(y) for one, y in zip(*load_digits(return_X_y=True))}
+    known = {
+        (one * (255 / 16)).round().astype(np.uint8).tobytes(): int(y)
+        for one, y in zip(*load_digits(return_X_y=True), strict=True)
+    }
     seen = []
     for one in (data.train, data.validation):
         assert len(one.labels) == 2 * (1000 if one is data.train else 797)
@@ -150,7 +153,11 @@ def test_the_digits_are_scikit_learns_and_no_digit_is_in_both_splits() -> None:
         for i in range(0, len(one.labels), 7):
             canvas = np.asarray(one.load(i))[:, :, 0]
             found = [canvas[y : y + 8, x : x + 8].tobytes() for y in range(5) for x in range(5)]
-            match = [piece for piece in found if known.get(piece) == one.labels[i] and np.frombuffer(piece, np.uint8).sum() == canvas.sum()]
+            match = [
+                piece
+                for piece in found
+                if known.get(piece) == one.labels[i] and np.frombuffer(piece, np.uint8).sum() == canvas.sum()
+            ]
             assert match
             digits.add(match[0])
         seen.append(digits)
@@ -187,7 +194,7 @@ def test_the_draws_have_the_distributions_of_the_recipes() -> None:
     assert (top + height <= 64).all()
     assert (left + width <= 64).all()
     area = height * width / 64**2
-    assert 0.01 < area.min()
+    assert area.min() > 0.01
     assert area.max() < 0.36
     pairs = rows["keep"].reshape(-1, 2)
     assert (pairs[:, 0] == pairs[:, 1]).all()

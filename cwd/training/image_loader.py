@@ -101,7 +101,7 @@ class Stream:
         found, loaded = next(self._upcoming, (None, None))
         if found != keys or loaded is None:
             from_here = itertools.dropwhile(lambda planned: planned != keys, plan())
-            self._upcoming = self._begin(from_here)
+            self._upcoming = self._begin(itertools.chain([keys], itertools.islice(from_here, 1, None)))
             found, loaded = next(self._upcoming)
         assert found == keys, "a stream gives the rows that were asked for"
         return loaded
