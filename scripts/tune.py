@@ -1,6 +1,7 @@
 """Tunes the baseline: runs the grid of rates and lambdas with decoupled decay, and writes configs/tuned/ from it.
 
 python scripts/tune.py                 run what is missing of the laptop grid, write configs/tuned/laptop_*.yaml
+python scripts/tune.py --images        likewise of the image classifiers: configs/tuned/MODEL_*.yaml
 python scripts/tune.py --show          only show what the runs that are there say
 
 Options are those of scripts/artifact.py. A file is written once all runs of its optimizer have ended.
@@ -25,16 +26,16 @@ def main() -> None:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__)
         return
-    show = "--show" in sys.argv
-    words = [word for word in sys.argv[1:] if word != "--show"]
+    show, artifact = "--show" in sys.argv, "tuning_images" if "--images" in sys.argv else "tuning"
+    words = [word for word in sys.argv[1:] if word not in ("--show", "--images")]
     scale, runs = option(words, "--scale", "laptop"), option(words, "--runs", "runs")
     if scale == "smoke":
         raise UserError("SCALE=smoke: is not tuned, its values are chosen to move in a few steps")
     if not show:
-        command = [sys.executable, str(ROOT / "scripts" / "artifact.py"), "tuning", *words]
+        command = [sys.executable, str(ROOT / "scripts" / "artifact.py"), artifact, *words]
         if status := subprocess.run(command).returncode:
             sys.exit(status)
-    for best in tuned(Study(scale, Path(runs)).state("tuning")):
+    for best in tuned(Study(scale, Path(runs)).state(artifact)):
         print(best)
         if not show:
             write(best)
@@ -46,8 +47,8 @@ def option(words: list[str], name: str, default: str) -> str:
 
 
 def write(best: Tuned) -> None:
-    """The optimizer's file of configs/tuned/."""
-    path = CONFIGS / "tuned" / f"{best.scale}_{best.optimizer}.yaml"
+    """Its file of configs/tuned/."""
+    path = CONFIGS / "tuned" / f"{best.file}.yaml"
     write_atomically(path, tuned_file(best).encode())
     print(f"  written to {path.relative_to(ROOT)}")
 

@@ -137,7 +137,6 @@ def test_runs_that_diverged_are_named_in_their_cell(study: Study) -> None:
 
 def test_artifacts_that_cannot_be_run_yet_say_what_they_need_and_show_the_papers_numbers(study: Study) -> None:
     for name, needs, number in (
-        ("table3", "needs image classifiers and image data, no runs yet", "78.84"),
         ("table4", "needs downstream evaluation of trained models, no runs yet", "0.67"),
         ("table5", "needs fine-tuning of pretrained models, no runs yet", "62.18"),
     ):

@@ -118,20 +118,21 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Search:
+    """The grid on which an optimizer's rate and lambda are tuned, with decoupled decay."""
+
+    lr: tuple[float, ...]
+    weight_decay: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Rung:
     """What stands for one of the paper's sizes at a scale."""
 
     overrides: tuple[str, ...] = ()
     core_seconds: float | None = None  # of one run, measured
     needs: str | None = None  # what must exist before it can be run
-
-
-@dataclass(frozen=True)
-class Search:
-    """The grid on which an optimizer's rate and lambda are tuned, with decoupled decay."""
-
-    lr: tuple[float, ...]
-    weight_decay: tuple[float, ...]
+    search: dict[str, Search] = field(default_factory=dict)  # instead of the ladder's
 
 
 @dataclass(frozen=True)

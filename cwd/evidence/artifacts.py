@@ -98,7 +98,7 @@ def _block_points(
         for coordinates in _named(block):
             yield Point({"size": size, **coordinates, "choice": "tuned"}, None, needs=needs, **shared)
         return
-    for plain in _searched(block, ladder) if block.search else _composed(block.overrides, ladder, rung):
+    for plain in _searched(block, ladder, rung) if block.search else _composed(block.overrides, ladder, rung):
         for config, how in _at_lambdas(block, ladder, plain, own):
             waits = None if config else f"the tuning of {block.own} (its tuning seeds are not all done)"
             yield Point({"size": size, **_coordinates(config or plain), **how}, config, needs=waits, **shared)
@@ -118,10 +118,10 @@ def _compose(words: frozenset[str]) -> Plain:
     return dataclasses.asdict(compose_config(sorted(words)))
 
 
-def _searched(block: Block, ladder: Ladder) -> Iterator[Plain]:
-    """The ladder's grid of rates and lambdas for each optimizer."""
-    for optimizer, grid in ladder.search.items():
-        for plain in _composed((*block.overrides, f"optimizer={optimizer}"), ladder, ladder.sizes[block.sizes[0]]):
+def _searched(block: Block, ladder: Ladder, rung: Rung) -> Iterator[Plain]:
+    """The rung's grid of rates and lambdas for each optimizer, or the ladder's."""
+    for optimizer, grid in (rung.search or ladder.search).items():
+        for plain in _composed((*block.overrides, f"optimizer={optimizer}"), ladder, rung):
             for lr, weight_decay in itertools.product(grid.lr, grid.weight_decay):
                 decay = {**plain["decay"], "weight_decay": weight_decay}
                 yield {**plain, "optimizer": {**plain["optimizer"], "lr": lr}, "decay": decay}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cwd.evidence.artifact_files import load_ladder
 from cwd.evidence.artifacts import Point
 from cwd.evidence.lambdas import tuning_loss
 from cwd.evidence.study import State
@@ -15,6 +16,7 @@ class Tuned:
     """The best rate and lambda of an optimizer with decoupled decay, and the grid that they are the best of."""
 
     scale: str
+    file: str  # of configs/tuned/
     optimizer: str
     lr: float
     weight_decay: float
@@ -31,14 +33,16 @@ class Tuned:
 
     def __str__(self) -> str:
         edge = f"; {' and '.join(self.at_edge)} AT THE EDGE OF THE GRID, widen it" if self.at_edge else ""
-        return f"{self.optimizer}: rate {self.lr:g}, lambda {self.weight_decay:g}, loss {self.loss:.4f}{edge}"
+        return f"{self.file}: rate {self.lr:g}, lambda {self.weight_decay:g}, loss {self.loss:.4f}{edge}"
 
 
 def tuned(state: State) -> list[Tuned]:
-    """The best cell of each optimizer whose runs have all ended: the lowest mean final loss over the tuning seeds."""
+    """The best cell of each size and optimizer whose runs have all ended: the lowest mean final loss over the tuning
+    seeds.
+    """
     found = []
-    for optimizer in dict.fromkeys(point.coordinates["optimizer"] for point in state.points):
-        mine = [point for point in state.points if point.coordinates["optimizer"] == optimizer]
+    for where in dict.fromkeys((point.coordinates["size"], point.coordinates["optimizer"]) for point in state.points):
+        mine = [point for point in state.points if (point.coordinates["size"], point.coordinates["optimizer"]) == where]
         losses = [tuning_loss(point) for point in mine]
         known = [(loss, point) for loss, point in zip(losses, mine, strict=True) if loss is not None]
         if len(known) == len(mine):
@@ -51,11 +55,18 @@ def tuned(state: State) -> list[Tuned]:
 def _tuned(scale: str, best: Point, loss: float, grid: list[Point]) -> Tuned:
     where = best.coordinates
     rates, lambdas = (tuple(sorted({point.coordinates[axis] for point in grid})) for axis in ("lr", "lambda"))
-    return Tuned(scale, where["optimizer"], where["lr"], where["lambda"], loss, rates, lambdas, best.tuning_seeds)
+    file = f"{_tuned_for(scale, where['size'])}_{where['optimizer']}"
+    return Tuned(scale, file, where["optimizer"], where["lr"], where["lambda"], loss, rates, lambdas, best.tuning_seeds)
+
+
+def _tuned_for(scale: str, size: str) -> str:
+    """What the values are for: of text a scale, all sizes of which share them; of images a model."""
+    words = dict(word.split("=", 1) for word in load_ladder(scale).sizes[size].overrides)
+    return words["model"] if words.get("task") == "vision" else scale
 
 
 def tuned_file(best: Tuned) -> str:
-    """The content of configs/tuned/SCALE_OPTIMIZER.yaml."""
+    """The content of configs/tuned/FILE.yaml."""
     rates, lambdas = (", ".join(f"{value:g}" for value in axis) for axis in (best.rates, best.lambdas))
     edge = f"At the grid's edge: {', '.join(best.at_edge)}. " if best.at_edge else ""
     return (
