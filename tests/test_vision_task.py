@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -312,12 +312,24 @@ def test_precision_and_memory_order_are_switches(tmp_path: Path, photos: Path) -
         assert other["loss"] != plain["loss"]
 
 
-def test_a_stream_that_is_asked_for_other_rows_begins_anew(tmp_path: Path, photos: Path) -> None:
+def test_a_stream_begins_anew_only_where_it_is_asked_for_other_rows(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load_images(smoke_config(tmp_path, *words(photos)))
     stream = Stream(Samples(data, schema.Recipe(), 16), 0)
-    plan = [[(0, EVALUATION), (1, EVALUATION)], [(2, EVALUATION)], [(3, EVALUATION)]]
-    first = stream.take(plan[0], lambda: iter(plan))
-    stream.take(plan[1], lambda: iter(plan))
-    again = stream.take(plan[0], lambda: iter(plan))
-    assert torch.equal(first.images, again.images)
-    assert stream.take(plan[2], lambda: iter(plan)).labels.tolist() == [0]
+    rows = [[(0, EVALUATION), (1, EVALUATION)], [(2, EVALUATION)], [(8, EVALUATION)]]
+    begun = []
+
+    def plan() -> Iterator[list[tuple[int, int]]]:
+        begun.append(1)
+        return iter(rows)
+
+    first, _, third = (stream.take(keys, plan) for keys in rows)
+    assert len(begun) == 1
+    assert third.labels.tolist() == [data.validation.labels[8]]
+    assert torch.equal(stream.take(rows[0], plan).images, first.images)
+    assert len(begun) == 2
+    real, steps = VisionTask._training_plan, []
+    monkeypatch.setattr(VisionTask, "_training_plan", lambda task: steps.append(task._step) or real(task))
+    train(tmp_path, *words(photos))
+    assert steps == [0]

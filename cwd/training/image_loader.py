@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,13 +73,13 @@ class Samples(Dataset):
     def _train(self, first: int, seed: int) -> tuple[Tensor, int, str]:
         images: ImageSet = self._data.train
         problem = ""
-        for index in (*range(first, len(images.labels)), *range(first)):
+        for index in itertools.chain(range(first, len(images.labels)), range(first)):
             try:
                 image = images.load(index)
             except Unreadable as error:
                 problem = problem or str(error)
                 continue
-            with seeded(seed):
+            with seeded(seed) if self._draws else nullcontext():
                 return self._augment(image), int(images.labels[index]), problem
         raise UserError(f"{problem}; and so it is with every other image")
 
@@ -101,7 +101,8 @@ class Stream:
         found, loaded = next(self._upcoming, (None, None))
         if found != keys or loaded is None:
             from_here = itertools.dropwhile(lambda planned: planned != keys, plan())
-            self._upcoming = self._begin(itertools.chain([keys], itertools.islice(from_here, 1, None)))
+            next(from_here, None)  # now: later the plan would begin at a later step
+            self._upcoming = self._begin(itertools.chain([keys], from_here))
             found, loaded = next(self._upcoming)
         assert found == keys, "a stream gives the rows that were asked for"
         return loaded
