@@ -2,4 +2,10 @@
 door.
 """
 
-BENCHMARKS = ("trainer", "optimizers", "memory", "peers")  # modules of this package with a ``main(arguments)``
+BENCHMARKS = (
+    "trainer",
+    "optimizers",
+    "memory",
+    "peers",
+    "images",
+)  # modules of this package with a ``main(arguments)``
