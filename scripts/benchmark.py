@@ -8,7 +8,8 @@ memory     peak memory of a step beyond parameters, gradients and state, for eve
            threads=2 rules=adamw,... modes=cautious,... markdown=FILE
 peers      other libraries and styles: whether a step is the paper's, and its time beside ours:
            part=agreement|time rules=adamw,... threads=2 repeats=15 markdown=FILE
-images     images/s of reading and augmenting JPEG files against timm's own loader: workers=2 repeats=15 recipe=deit folder=IMAGES
+images     images/s of reading and augmenting JPEG files against timm's own loader:
+           workers=2 repeats=15 recipe=deit folder=IMAGES
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.errors import HydraException
 
 from cwd.data.digits import make_digits
 from cwd.data.image_batches import Draws, evaluation_index, image_rows
@@ -211,3 +212,28 @@ def test_the_evaluation_set_is_spread_over_the_split() -> None:
     assert evaluation_index(10, None).tolist() == list(range(10))
     assert evaluation_index(10, 4).tolist() == [0, 2, 5, 7]
     assert evaluation_index(3, 50).tolist() == [0, 1, 2]
+
+
+def test_a_library_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cwd.training.sources.find_spec", lambda name: None if name == "timm" else name)
+    with pytest.raises(
+        UserError, match=r"dataset=digits: needs timm, which is not installed; pip install '.\[vision\]'"
+    ):
+        load_images(compose_config(["task=vision"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataset=digits"], "dataset=digits: is images, and model.family=simply is for text; add task=vision"),
+        (["model=vit_s16"], "dataset=python_source: is text, and model.family=timm classifies images; add task=vision"),
+        (["task=vision", "dataset=image_folder"], "dataset.root=: name the folder of the images"),
+        (["task=vision", "recipe.mixup=1", "training.batch_size=9"], "training.batch_size=9: must be even"),
+        (["task=vision", "recipe.crop_scale=[1,0.5]"], "recipe.crop_scale=.*: the first must not be above the second"),
+        (["task=vision", "dataset.corrupt=skip"], "dataset.corrupt|corrupt"),
+        (["training.seq_len=null"], "training.seq_len: a value is needed"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(words: list[str], message: str) -> None:
+    with pytest.raises((UserError, HydraException), match=message):
+        compose_config(words)
