@@ -274,7 +274,7 @@ def _check_images(config: Config) -> None:
             f"dataset={dataset.name}: is images, and model.family={model.family} is for text; add task=vision"
         )
     if isinstance(dataset, Images) and not dataset.root:
-        raise UserError("dataset.root=: name the folder of the images, as in dataset.root=photos")
+        raise UserError("dataset.root=null: name the folder of the images, as in dataset.root=photos")
     mixed = recipe.mixup or recipe.cutmix
     for key, size in (
         ("training.batch_size", config.training.batch_size),

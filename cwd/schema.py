@@ -126,7 +126,7 @@ class Text(Dataset):
 class Images(Data):
     """What every dataset of image files has."""
 
-    root: str = apart("")  # the data's fingerprint says what is there
+    root: str | None = apart(None)  # the data's fingerprint says what is there
     corrupt: str = choice("fatal", of=("fatal", "skip"))  # an image that cannot be read: ends the run, or is left out
 
 

@@ -227,7 +227,7 @@ def test_a_library_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     [
         (["dataset=digits"], "dataset=digits: is images, and model.family=simply is for text; add task=vision"),
         (["model=vit_s16"], "dataset=python_source: is text, and model.family=timm classifies images; add task=vision"),
-        (["task=vision", "dataset=image_folder"], "dataset.root=: name the folder of the images"),
+        (["task=vision", "dataset=image_folder"], "dataset.root=null: name the folder of the images"),
         (["task=vision", "recipe.mixup=1", "training.batch_size=9"], "training.batch_size=9: must be even"),
         (["task=vision", "recipe.crop_scale=[1,0.5]"], "recipe.crop_scale=.*: the first must not be above the second"),
         (["task=vision", "dataset.corrupt=skip"], "dataset.corrupt|corrupt"),

@@ -73,7 +73,7 @@ def load_images(config: schema.Config) -> ImageData:
     if isinstance(dataset, schema.ImageNet):
         return _imagenet(dataset, Path(config.machine.data))
     assert isinstance(dataset, schema.ImageFolder)
-    return read_folders(dataset.name, Path(dataset.root), dataset.validation_fraction)
+    return read_folders(dataset.name, Path(dataset.root or ""), dataset.validation_fraction)
 
 
 def _imagenet(dataset: schema.ImageNet, cache: Path) -> ImageData:
@@ -81,7 +81,7 @@ def _imagenet(dataset: schema.ImageNet, cache: Path) -> ImageData:
     from cwd.data.image_folders import has_folders, read_folders
     from cwd.data.image_shards import find_shards, read_parquet, read_tars
 
-    root = Path(dataset.root)
+    root = Path(dataset.root or "")
     if has_folders(root):
         data = read_folders(dataset.name, root, None)
         if len(data.classes) != dataset.classes:
