@@ -24,6 +24,7 @@ $(ARTIFACTS): .venv/train.stamp
 	@$(BIN)/python scripts/artifact.py $@ $(EVIDENCE)
 
 table4 table5: .venv/finetune.stamp  # their runs are evaluated by lm-evaluation-harness
+table3 paper: .venv/vision.stamp
 
 tableN:   ## a table or figure of the paper (table1-10, figure1-13, theorem1): runs what is missing, then shows and writes it
 	@echo "name one: make table10, make figure1, make theorem1; SCALE=smoke|laptop|paper SEEDS=n LAUNCHER=local|slurm"
@@ -79,7 +80,12 @@ clean:  ## remove .venv and caches; runs and data stay
 	@$(PIP) -e '.[finetune]'
 	@touch $@ .venv/train.stamp
 
+.venv/vision.stamp: pyproject.toml requirements.lock | .venv/bin/python
+	@echo "Installing what images need into .venv"
+	@$(PIP) -e '.[vision]'
+	@touch $@ .venv/train.stamp
+
 .venv/dev.stamp: pyproject.toml requirements.lock | .venv/bin/python
 	@echo "Installing into .venv (once; torch is large, so this takes some minutes)"
 	@$(PIP) -e '.[dev]'
-	@touch $@ .venv/train.stamp .venv/finetune.stamp
+	@touch $@ .venv/train.stamp .venv/finetune.stamp .venv/vision.stamp

@@ -37,8 +37,10 @@ GROUPS = (
     "schedule",
     "tracker",
     "scale",
+    "recipe",
     "tuned",
     "task",
+    "groups",
     "experiment",
     "hydra/launcher",
 )

@@ -24,6 +24,7 @@ from cwd.schema import (
     Config,
     Dataset,
     Group,
+    Images,
     Instructions,
     Language,
     Optimizer,
@@ -31,6 +32,7 @@ from cwd.schema import (
     Qwen3,
     Simply,
     Text,
+    Timm,
 )
 
 NOT_IDENTITY = tuple(item.name for item in fields(Config) if item.metadata.get("apart"))
@@ -41,6 +43,7 @@ KINDS = {
     "str": "text",
     "list[float]": "lists of two finite numbers",
     "list[str]": "lists of text, as in [a, b]",
+    "list[int]": "lists of whole numbers",
     "list[Group]": "lists of groups, as in configs/optimizer/",
 }
 
@@ -247,7 +250,10 @@ def _check_across(config: Config) -> None:
             f"dataset={config.dataset.name}, model.family={config.model.family}: fine-tuning takes instructions and "
             "pretrained together; task=finetune sets both"
         )
-    _check_dataset(config.dataset)
+    if isinstance(config.dataset, Dataset):
+        _check_text(config, config.dataset)
+    else:
+        _check_images(config)
     _check_optimizer(config.optimizer)
 
 
@@ -260,7 +266,7 @@ def _head_dim(model: Language) -> int:
     return getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
 
 
-def _check_language(model: Language, seq_len: int) -> None:
+def _check_language(model: Language, seq_len: int | None) -> None:
     given = getattr(model, "head_dim", None)
     if given is None and model.hidden_size % model.num_attention_heads:
         raise UserError(
@@ -275,7 +281,7 @@ def _check_language(model: Language, seq_len: int) -> None:
             f"model.num_key_value_heads={model.num_key_value_heads}: does not divide model.num_attention_heads="
             f"{model.num_attention_heads}; allowed are its divisors {_divisors(model.num_attention_heads)}"
         )
-    if isinstance(model, GPT2) and seq_len > model.positions:
+    if isinstance(model, GPT2) and seq_len and seq_len > model.positions:
         raise UserError(f"training.seq_len={seq_len}: more than model.positions={model.positions}")
     common = math.gcd(model.hidden_size, _head_dim(model) // 2, getattr(model, "intermediate_size", 0))
     if common % model.shrink:
@@ -285,7 +291,15 @@ def _check_language(model: Language, seq_len: int) -> None:
         )
 
 
-def _check_dataset(dataset: Dataset) -> None:
+def _check_text(config: Config, dataset: Dataset) -> None:
+    if isinstance(config.model, Timm):
+        raise UserError(f"dataset={dataset.name}: is text, and model.family=timm classifies images; add task=vision")
+    for key, value in (
+        ("training.seq_len", config.training.seq_len),
+        ("evaluation.sequences", config.evaluation.sequences),
+    ):
+        if value is None:
+            raise UserError(f"{key}: a value is needed")
     if (dataset.tokenizer in TRAINED_TOKENIZERS) != (dataset.vocab_size is not None):
         raise UserError(
             f"dataset.vocab_size={_shown(dataset.vocab_size)}: give it with dataset.tokenizer=bpe or bpe_fallback and "
@@ -293,6 +307,25 @@ def _check_dataset(dataset: Dataset) -> None:
         )
     if isinstance(dataset, Text) and not dataset.files:
         raise UserError("dataset.files=[]: name at least one file, folder or glob, as in dataset.files=[notes.txt]")
+
+
+def _check_images(config: Config) -> None:
+    model, dataset, recipe = config.model, config.dataset, config.recipe
+    if not isinstance(model, Timm):
+        raise UserError(
+            f"dataset={dataset.name}: is images, and model.family={model.family} is for text; add task=vision"
+        )
+    if isinstance(dataset, Images) and not dataset.root:
+        raise UserError("dataset.root=null: name the folder of the images, as in dataset.root=photos")
+    mixed = recipe.mixup or recipe.cutmix
+    for key, size in (
+        ("training.batch_size", config.training.batch_size),
+        ("machine.micro_batch_size", config.machine.micro_batch_size),
+    ):
+        if mixed and size is not None and size % 2:
+            raise UserError(f"{key}={size}: must be even, as recipe.mixup and recipe.cutmix mix images in pairs")
+    if recipe.crop_scale[0] > recipe.crop_scale[1]:
+        raise UserError(f"recipe.crop_scale={recipe.crop_scale}: the first must not be above the second")
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:

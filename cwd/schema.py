@@ -137,10 +137,32 @@ class Pretrained(Model):
 
 
 @dataclass
-class Dataset:
-    """What every dataset has; `name` picks the source."""
+class Timm(Model):
+    """An image classifier of timm: `name` in its registry. The sizes make a smaller one of its kind; null: its own."""
+
+    family: str = choice("timm", of=("timm",))
+    name: str = "???"
+    image_size: int = number(224, low=8)  # pixels, of a square
+    patch_size: int | None = number(None, low=1)  # of a ViT, as the next three
+    embed_dim: int | None = number(None, low=1)
+    depth: int | None = number(None, low=1)
+    num_heads: int | None = number(None, low=1)
+    layers: list[int] | None = None  # of a ResNet, as the next two: blocks in each stage
+    channels: list[int] | None = None  # of the stages
+    stem_width: int | None = number(None, low=1)  # of a stem of three small convolutions
+
+
+@dataclass
+class Data:
+    """What all data has; `name` picks the source."""
 
     name: str = "???"
+
+
+@dataclass
+class Dataset(Data):
+    """What every dataset of text has."""
+
     tokenizer: str = "bytes"  # see cwd.data.tokenizers
     vocab_size: int | None = number(None, low=257)  # of a bpe or bpe_fallback
     validation_fraction: float = number(0.05, low=0, high=0.5, above=True)
@@ -216,6 +238,61 @@ class Instructions(Dataset):
     files: list[str] = apart([])  # .json or .jsonl; none: the built-in exercises
     template: str = choice("plain", of=("alpaca", "plain", "chat"))
     packing: bool = False  # several examples in a row, which do not see each other; false: one, filled up
+
+
+@dataclass
+class Images(Data):
+    """What every dataset of image files has."""
+
+    root: str | None = apart(None)  # the data's fingerprint says what is there
+    corrupt: str = choice("fatal", of=("fatal", "skip"))  # an image that cannot be read: ends the run, or is left out
+
+
+@dataclass
+class ImageFolder(Images):
+    """A user's images in class folders."""
+
+    name: str = choice("image_folder", of=("image_folder",))
+    validation_fraction: float = number(0.1, low=0, high=0.5, above=True)  # where the folder has no split of its own
+
+
+@dataclass
+class ImageNet(Images):
+    """ImageNet-1k: class folders, Hugging Face's parquet files, or tar shards."""
+
+    name: str = choice("imagenet", of=("imagenet",))
+    classes: int = number(1000, low=2)
+
+
+@dataclass
+class Digits(Data):
+    """scikit-learn's handwritten digits in clutter."""
+
+    name: str = choice("digits", of=("digits",))
+    examples: int = number(1000, low=10, high=1500)  # to train on; the others are held out
+    canvas: int = number(12, low=10, high=64)  # pixels of a square; a digit has 8
+    clutter: int = number(1, low=0, high=64)  # pieces of other digits in an image
+    views: int = number(8, low=1)  # images made of each digit
+
+
+@dataclass
+class Recipe:
+    """How images are augmented, and what softens loss and weights. The defaults do nothing."""
+
+    crop_scale: list[float] = number([1.0, 1.0], low=0, high=1, above=True)  # area of a random crop; [1, 1]: none
+    interpolation: str = choice("bicubic", of=("bicubic", "bilinear", "random"))
+    flip: float = number(0.0, low=0, high=1)  # probability of a mirror image
+    color_jitter: float = number(0.0, low=0)
+    rand_augment: str | None = None  # timm's words for it, such as rand-m9-mstd0.5-inc1
+    erase: float = number(0.0, low=0, high=1)  # probability of a rectangle of noise
+    repeats: int = number(1, low=1)  # times that an image is in a batch, each augmented by itself
+    mixup: float = number(0.0, low=0)  # alpha of the beta distribution; 0: none
+    cutmix: float = number(0.0, low=0)
+    smoothing: float = number(0.0, low=0, high=1, below=True)
+    loss: str = choice("cross_entropy", of=("cross_entropy", "binary"))
+    drop_path: float = number(0.0, low=0, high=1, below=True)
+    ema: float | None = number(None, low=0, high=1, below=True)  # decay of an average of the weights, at each update
+    crop_fraction: float = number(0.875, low=0, high=1, above=True)  # of the image, in evaluation: the centre
 
 
 @dataclass
@@ -334,18 +411,19 @@ class Training:
     """How long and how much at once."""
 
     steps: int = number(low=1)
-    batch_size: int = number(low=1)  # sequences in an update, over all processes
-    seq_len: int = number(low=2)  # tokens in a sequence
+    batch_size: int = number(low=1)  # sequences or images in an update, over all processes
+    seq_len: int | None = later(None, number(None, low=2))  # tokens in a sequence; null: of images
     clip_norm: float | None = number(1.0, low=0, above=True)
     precision: str = choice("fp32", of=("fp32", "bf16", "fp64"))  # fp64: for proofs
 
 
 @dataclass
 class Evaluation:
-    """On a fixed set of validation sequences, the same for every seed."""
+    """On a fixed set of validation sequences or images, the same for every seed."""
 
     every: int = number(low=1)  # steps; there is always one at the end
-    sequences: int = number(low=1)
+    sequences: int | None = later(None, number(None, low=1))  # of text
+    images: int | None = later(None, number(None, low=1))  # null: all that are held out
 
 
 @dataclass
@@ -372,7 +450,7 @@ class Machine:
     data: str = "data"
     device: str = choice("auto", of=("auto", "cpu", "cuda"))
     threads: int | None = number(None, low=1)  # of each process; none: torch's choice
-    micro_batch_size: int | None = number(None, low=1)  # sequences at once on one process; none: all of its share
+    micro_batch_size: int | None = number(None, low=1)  # sequences or images at once on one process; none: its share
     compile: bool = False
     attention: str = choice("auto", of=("auto", "eager", "sdpa", "flex_attention"))
     activation_checkpointing: bool = False  # of each layer only its input is kept; the rest is computed again
@@ -380,6 +458,8 @@ class Machine:
     sharding: str = choice("none", of=("none", "full", "hybrid"))  # of weights, gradients and optimizer state
     shard_size: int | None = number(None, low=1)  # hybrid: processes that share a copy; none: those of one machine
     profile: int = number(0, low=0)  # updates to trace
+    channels_last: bool = False  # memory order of images
+    workers: int = number(0, low=0)  # of each process, that read images ahead; 0: it reads them itself
     checkpoint_seconds: float = number(30.0, low=0)  # time between checkpoints; 0: after every step
     log_every: int = number(10, low=1)  # steps between lines of the metrics file
     progress: str = choice("auto", of=("auto", "bar", "lines", "summary"))
@@ -392,19 +472,20 @@ class Config:
     scale: str = choice(of=("smoke", "laptop", "paper"))
     seed: int = number(0, low=0, high=2**31 - 1)
     model: Model = field(default_factory=Model)
-    dataset: Dataset = field(default_factory=Dataset)
+    dataset: Data = field(default_factory=Data)
     optimizer: Optimizer = field(default_factory=Optimizer)
     decay: Decay = field(default_factory=Decay)
     schedule: Schedule = field(default_factory=Schedule)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     telemetry: Telemetry = field(default_factory=Telemetry)
+    recipe: Recipe = later(Recipe)
     tracker: Tracker = apart(Tracker)
     machine: Machine = apart(Machine)
 
 
 VARIANTS: dict[str, dict[str, type]] = {
-    "model": {"simply": Simply, "olmo": Olmo, "qwen3": Qwen3, "gpt2": GPT2, "pretrained": Pretrained},
+    "model": {"simply": Simply, "olmo": Olmo, "qwen3": Qwen3, "gpt2": GPT2, "pretrained": Pretrained, "timm": Timm},
     "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
     "dataset": {
         "python_source": PythonSource,
@@ -414,6 +495,9 @@ VARIANTS: dict[str, dict[str, type]] = {
         "pile": Pile,
         "fineweb_edu": FineWebEdu,
         "instructions": Instructions,
+        "digits": Digits,
+        "image_folder": ImageFolder,
+        "imagenet": ImageNet,
     },
     "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
 }

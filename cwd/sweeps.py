@@ -18,7 +18,13 @@ from cwd.files import write_atomically
 from cwd.schema import VARIANTS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FROM_SCALE = ("threads", "micro_batch_size", "compile")  # of the machine's settings, what a scale or a size may choose
+FROM_SCALE = (
+    "threads",
+    "micro_batch_size",
+    "compile",
+    "channels_last",
+    "workers",
+)  # of the machine's settings, what a scale or a size may choose
 
 
 def compose_config(overrides: Sequence[str]) -> Config:

@@ -1,6 +1,7 @@
 """Tunes the baseline: runs the grid of rates and lambdas with decoupled decay, and writes configs/tuned/ from it.
 
 python scripts/tune.py                 run what is missing of the laptop grid, write configs/tuned/laptop*.yaml
+python scripts/tune.py --images        likewise of the image classifiers: configs/tuned/MODEL_*.yaml
 python scripts/tune.py --show          only show what the runs that are there say
 
 Options are those of scripts/artifact.py. A file is written once all runs of its optimizer have ended.
@@ -27,17 +28,17 @@ def main() -> None:
     if sys.argv[1:2] in (["-h"], ["--help"]):
         print(__doc__)
         return
-    show = "--show" in sys.argv
-    words = [word for word in sys.argv[1:] if word != "--show"]
+    show, artifact = "--show" in sys.argv, "tuning_images" if "--images" in sys.argv else "tuning"
+    words = [word for word in sys.argv[1:] if word not in ("--show", "--images")]
     scale, runs = option(words, "--scale", "laptop"), option(words, "--runs", "runs")
     if scale == "smoke":
         raise UserError("SCALE=smoke: is not tuned, its values are chosen to move in a few steps")
     if not show:
-        command = [sys.executable, str(ROOT / "scripts" / "artifact.py"), "tuning", *words]
+        command = [sys.executable, str(ROOT / "scripts" / "artifact.py"), artifact, *words]
         if status := subprocess.run(command).returncode:
             sys.exit(status)
     study = Study(scale, Path(runs))
-    for search in searches(study.state("tuning").points, study.ladder):
+    for search in searches(study.state(artifact).points, study.ladder):
         print(search)
         if not show:
             write(search, study.ladder)

@@ -32,12 +32,19 @@ COMPANIONS = {
     "dataset/text": ["dataset.files=[notes.txt]"],
     "dataset/instructions": ["task=finetune", "model.source=x"],
     "model/pretrained": ["task=finetune", "model.source=x"],
+    "dataset/digits": ["task=vision"],
+    "dataset/image_folder": ["task=vision", "dataset.root=photos"],
+    "dataset/imagenet": ["task=vision"],
 }
 SMALL = ["tracker=none", "scale=smoke"]
 
 
 def options(group: str) -> set[str]:
     return {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+
+
+def classifiers() -> set[str]:
+    return {path.stem for path in (CONFIGS / "model").glob("*.yaml") if "family: timm" in path.read_text()}
 
 
 def choices(section: type, name: str) -> set[str]:
@@ -68,12 +75,22 @@ def test_every_file_composes_and_is_valid(path: Path) -> None:
     elif option == "task/finetune":
         assert compose_config(["task=finetune", "model.source=x"]).model.family == "pretrained"
     elif group == "tuned":
-        (scale, *_, optimizer) = name.split("_")
-        chosen = [] if name == f"{scale}_{optimizer}" else [f"tuned={name}"]
-        config = compose_config([f"scale={scale}", f"optimizer={optimizer}", *chosen])
+        first, _, optimizer = name.rpartition("_")  # a scale, a size of it, or a classifier
+        scale = first.partition("_")[0]
+        found = [f"scale={scale}"] if scale in options("scale") else ["task=vision", f"model={first}"]
+        chosen = [] if first in options("scale") | classifiers() else [f"tuned={name}"]
+        config = compose_config([*found, f"optimizer={optimizer}", *chosen])
         raw = yaml.safe_load(path.read_text())
         assert config.optimizer.lr == float(raw["optimizer"]["lr"])
         assert config.decay.weight_decay == float(raw["decay"]["weight_decay"])
+    elif group == "groups":
+        task, _, optimizer = name.partition("_")
+        raw = yaml.safe_load(path.read_text())["optimizer"]["groups"]
+        assert [
+            asdict(one) for one in compose_config([f"task={task}", f"optimizer={optimizer}"]).optimizer.groups
+        ] == raw
+    elif group == "recipe" or (group == "model" and "family: timm" in path.read_text()):
+        assert compose_config(["task=vision", f"{group}={name}"])
     else:
         assert compose_config([*([f"{group}={name}"] if group else []), *COMPANIONS.get(option, [])])
 
@@ -101,7 +118,7 @@ def test_an_override_replaces_an_axis_of_the_sweep() -> None:
 @pytest.mark.parametrize("group", VARIANTS)
 def test_every_schema_has_a_file_and_conversely(group: str) -> None:
     if group != "model":
-        assert options(group) == set(VARIANTS[group])
+        assert options(group) - {"c4"} == set(VARIANTS[group])  # c4 is text
     for name, variant in VARIANTS[group].items():
         assert choices(variant, SELECTORS[group]) == {name}
 
@@ -112,7 +129,7 @@ def test_choices_are_the_files() -> None:
     assert options("scale") <= choices(Config, "scale")
     names = [*options("optimizer")]
     assert options("tuned") >= {
-        *(f"{scale}_{name}" for scale in options("scale") for name in names),
+        *(f"{first}_{name}" for first in options("scale") | classifiers() for name in names),
         *(f"finetune_{scale}" for scale in options("scale")),
     }
 
@@ -146,6 +163,7 @@ def test_scales_and_the_top_give_every_value_of_their_schemas() -> None:
             ("telemetry", schema.Telemetry),
         ):
             assert_complete(values[name], section)
+    assert_complete(yaml.safe_load((CONFIGS / "recipe" / "plain.yaml").read_text())["recipe"], schema.Recipe)
     top = yaml.safe_load((CONFIGS / "config.yaml").read_text())
     assert_complete(top["machine"], schema.Machine)
     assert "seed" in top
@@ -180,8 +198,9 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "telemetry": ["every"],
         "tracker": ["group", "name", "project"],
         "machine": [
-            *("activation_checkpointing", "attention", "checkpoint_seconds", "compile", "data", "device", "log_every"),
-            *("micro_batch_size", "processes", "profile", "progress", "runs", "shard_size", "sharding", "threads"),
+            *("activation_checkpointing", "attention", "channels_last", "checkpoint_seconds", "compile", "data"),
+            *("device", "log_every", "micro_batch_size", "processes", "profile", "progress", "runs", "shard_size"),
+            *("sharding", "threads", "workers"),
         ],
     }  # fmt: skip
 
@@ -193,11 +212,17 @@ WHOLE = {
     "adamw, python, cosine": ["optimizer=adamw"],
     "lion, python, constant": ["optimizer=lion", "schedule=constant"],
     "sgd": ["optimizer=sgd"],
+    "vision, imagenet": ["task=vision", "dataset=imagenet", "model=vit_s16"],
+    "vision, digits": ["task=vision", "optimizer=muon"],
 }
 
 
 def test_identity_leaves_out_the_tracker_and_the_machine_and_nothing_else() -> None:
-    assert set(identity(compose_config([]))) == {item.name for item in fields(Config)} - {"tracker", "machine"}
+    assert set(identity(compose_config([]))) == {item.name for item in fields(Config)} - {
+        "tracker",
+        "machine",
+        "recipe",
+    }
 
 
 @pytest.mark.parametrize("overrides", WHOLE.values(), ids=WHOLE)
@@ -208,7 +233,7 @@ def test_identity_changes_with_every_other_value(overrides: list[str]) -> None:
         value = getattr(owner, item.name)
         setattr(owner, item.name, other(value, str(item.type)))
         assert (identity(config) == before) == (
-            key.split(".")[0] in ("tracker", "machine") or key == "dataset.files"
+            key.split(".")[0] in ("tracker", "machine") or key in ("dataset.files", "dataset.root")
         ), key
         setattr(owner, item.name, value)
         seen += 1

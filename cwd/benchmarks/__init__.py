@@ -10,4 +10,5 @@ BENCHMARKS = (  # modules of this package with a ``main(arguments)``
     "loss",
     "sweep",
     "data",
+    "images",
 )

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _benchmark(config: Config, folder: Path) -> None:
+    assert config.training.seq_len is not None
     keep_freed_memory()  # for both
     kinds = {"bare loop": _piece(bare_loop(config)), "trainer": _piece(trainer_loop(config, folder))}
     times = time_by_turns([Turn(piece) for piece in kinds.values()], PIECES, warmups=1)
@@ -81,11 +82,12 @@ def bare_loop(config: Config) -> Callable[[], None]:
     torch.manual_seed(config.seed)
     model = LanguageTask(config, data).build_model().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, fused=True)
-    tokens, step = data.tokens("train"), 0
+    assert training.seq_len is not None
+    tokens, length, step = data.tokens("train"), training.seq_len, 0
 
     def advance() -> None:
         nonlocal step
-        picked = rows(tokens, seed=0, step=step, batch_size=training.batch_size, seq_len=training.seq_len)
+        picked = rows(tokens, seed=0, step=step, batch_size=training.batch_size, seq_len=length)
         inputs, targets = (torch.from_numpy(array).to(device) for array in inputs_and_targets(picked))
         loss = F.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), targets.flatten())
         loss.backward()

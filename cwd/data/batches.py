@@ -39,17 +39,24 @@ def rows(tokens: Tokens, *, seed: int, step: int, batch_size: int, seq_len: int,
     Raises:
         UserError: fewer tokens than one row, or a seed, step or batch size out of range.
     """
+    count = _count(tokens, seq_len, split)
+    return _picked(tokens, chosen(count, seed=seed, step=step, batch_size=batch_size), seq_len)
+
+
+def chosen(count: int, *, seed: int, step: int, batch_size: int) -> np.ndarray:
+    """Which of `count` rows or images the batch of a step has, (batch_size,) int64; arguments and errors as
+    :func:`rows`.
+    """
     if not 0 <= seed < 2**64:
         raise UserError(f"seed must be from 0 to 2**64 - 1; got {seed}")
     if step < 0 or batch_size < 1:
         raise UserError(f"step must be at least 0 and batch_size at least 1; got {step} and {batch_size}")
-    count = _count(tokens, seq_len, split)
     epochs, places = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
-    chosen = np.empty(batch_size, dtype=np.int64)
+    found = np.empty(batch_size, dtype=np.int64)
     for epoch in np.unique(epochs):
         inside = epochs == epoch
-        chosen[inside] = visited(seed, int(epoch), count, places[inside])
-    return _picked(tokens, chosen, seq_len)
+        found[inside] = visited(seed, int(epoch), count, places[inside])
+    return found
 
 
 def evaluation_rows(tokens: Tokens, count: int, seq_len: int, split: str = "validation") -> np.ndarray:

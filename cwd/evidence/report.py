@@ -111,13 +111,13 @@ def _small(state: State) -> list[str]:
     done = [cell for point in state.points for cell in point.cells.values() if cell.summary]
     if state.scale == "paper" or not done:
         return []
-    counts, tokens = (
-        [cell.summary.get(name, 0) / 1e6 for cell in done if cell.summary] for name in ("parameters", "tokens")
-    )
+    images = any("images" in (cell.summary or {}) for cell in done)
+    unit = "images" if images else "tokens"
+    paper = "22M to 87M and see 384 million" if images else "111M to 2.3B and see billions"
+    counts, seen = ([cell.summary.get(name, 0) / 1e6 for cell in done if cell.summary] for name in ("parameters", unit))
     return [
         f"Small scale is not the paper's scale: here models of {min(counts):.2g}M to {max(counts):.2g}M parameters see "
-        f"{min(tokens):.2g}M to {max(tokens):.2g}M tokens; the paper's have 111M to 2.3B and see billions. Sign and "
-        "size may change."
+        f"{min(seen):.2g}M to {max(seen):.2g}M {unit}; the paper's have {paper}. Sign and size may change."
     ]
 
 

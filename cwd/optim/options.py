@@ -116,13 +116,25 @@ def _check_anchor(anchor: Any) -> None:
         raise ValueError(f"anchor={anchor!r}: None, a finite number or 'initial' is needed")
 
 
+def _check_kernel(rule: str, p: torch.Tensor) -> None:
+    """A kernel is stepped as a matrix, through a view."""
+    if not p.is_contiguous():
+        raise ValueError(
+            f"rule={rule}: a kernel must be contiguous; convert activations, not weights, to channels_last"
+        )
+    if any(getattr(placement, "dim", 0) != 0 for placement in getattr(p, "placements", ())):
+        raise ValueError(f"rule={rule}: a kernel may be divided along its first dimension only; got {p.placements}")  # type: ignore[attr-defined]
+
+
 def _check_parameter(group: dict[str, Any], p: torch.Tensor) -> None:
     rule, shape = group["rule"], tuple(p.shape)
-    if RULES[rule].matrices_only and (p.ndim not in (2, 3) or p.is_complex()):
+    if RULES[rule].matrices_only and (p.ndim not in (2, 3, 4) or p.is_complex()):
         raise ValueError(
-            f"rule={rule}: takes real matrices, or stacks of them, only; a tensor of shape {shape} and dtype {p.dtype} "
-            "was given"
+            f"rule={rule}: takes real matrices, stacks of them, and kernels only; a tensor of shape {shape} and "
+            f"dtype {p.dtype} was given"
         )
+    if RULES[rule].matrices_only and p.ndim == 4:
+        _check_kernel(rule, p)
     shares_of(p, draws=False)  # refuses placements
     if not (p.is_floating_point() or p.is_complex()):
         raise ValueError(f"parameters must be floating or complex tensors, one of dtype {p.dtype} was given")

@@ -49,13 +49,13 @@ def directions(
         pieces = _pieces([slots[i] for i in indices], shards, [cuts[i] for i in indices], groups)
         found = _through_owners(pieces, groups, lambda matrices: [orthogonalized(matrix, hyper) for matrix in matrices])
         us.update(zip(indices, _restack(found, shards), strict=True))
-    scales = [muon_scale(hyper["adjust_lr_fn"], *slot.p.shape[-2:]) for slot in slots]
+    scales = [muon_scale(hyper["adjust_lr_fn"], *_matrix_shape(slot)) for slot in slots]
     return [(us[i].to(g.dtype).mul(scales[i]), g) for i, (_, g) in enumerate(seen)]
 
 
 def _cuts(slot: Slot) -> tuple[Cut, ...]:
     """The cuts of a parameter that divide its matrices, as cuts of a matrix."""
-    stacked = slot.p.ndim - 2
+    stacked = slot.x.ndim - 2
     return tuple(cut._replace(dim=cut.dim - stacked) for cut in cuts_of(slot.p) if cut.dim >= stacked)
 
 
@@ -100,8 +100,15 @@ def _owners(costs: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]
 
 def _cost(slot: Slot) -> int:
     """Multiplications for a matrix, up to a factor."""
-    rows, cols = slot.p.shape[-2:]
+    rows, cols = _matrix_shape(slot)
     return rows * cols * min(rows, cols)
+
+
+def _matrix_shape(slot: Slot) -> tuple[int, int]:
+    """Rows and columns of the whole parameter's matrices; those of a kernel are divided by rows only."""
+    if slot.p.ndim == 4:
+        return slot.p.shape[0], slot.p.shape[1:].numel()
+    return slot.p.shape[-2], slot.p.shape[-1]
 
 
 def _through_owners(pieces: Sequence[Piece], groups: Groups, function: Function) -> list[Tensor]:

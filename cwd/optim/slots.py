@@ -26,7 +26,7 @@ class Slot:
         number, name: its place among all parameters of the optimizer, and its name.
         p: the parameter; `state` its entry in the optimizer's state.
         x, buffers, anchor: the tensors that are stepped. Of a DTensor its local shard, of a complex tensor its view as
-            real numbers.
+            real numbers, of a convolution's kernel, for a rule that takes matrices, its view as one.
         dtype: of the computation. `plain`: all of these are contiguous. `simple`: the gradient is stepped as it is.
         stored: names of the entries of `state` that are of the parameter's shape and take part.
         size: elements of the whole tensor, real and imaginary parts counted by themselves.
@@ -38,23 +38,24 @@ class Slot:
         self.number, self.name, self.p, self.group, self.state = number, name, p, group, state
         self.dtype = computing_dtype(p.dtype)
         self._fill()
-        self.x = local(p.detach())
+        self._kernel = RULES[group["rule"]].matrices_only and p.ndim == 4
+        self.x = self._seen(p.detach())
         self.names = tuple(name for name in RULES[group["rule"]].buffers if name in state)
-        self.buffers = {name: local(state[name]) for name in self.names}
-        self.anchor: Anchor = local(state["anchor"]) if group["anchor"] == "initial" else group["anchor"]
+        self.buffers = {name: self._seen(state[name]) for name in self.names}
+        self.anchor: Anchor = self._seen(state["anchor"]) if group["anchor"] == "initial" else group["anchor"]
         self.stored = (*self.names, *(["anchor"] if isinstance(self.anchor, Tensor) else []))
         self._check_shapes()
         self.size = p.numel() * (2 if p.is_complex() else 1)
         self.elements, self.total = shares_of(p, self.draws)
         tensors = [self.x, *self.buffers.values(), *([self.anchor] if isinstance(self.anchor, Tensor) else [])]
         self.plain = all(tensor.is_contiguous() for tensor in tensors)
-        self.simple = type(p) in (Tensor, torch.nn.Parameter) and not p.is_complex()
+        self.simple = type(p) in (Tensor, torch.nn.Parameter) and not p.is_complex() and not self._kernel
 
     def gradient(self) -> Tensor:
         """The gradient, as `x` is."""
         g = self.p.grad
         assert g is not None
-        return g if self.simple else local(g.resolve_conj())
+        return g if self.simple else self._seen(g.resolve_conj())
 
     def lay_gradient(self) -> None:
         """Gives the gradient of a DTensor the parameter's placements: all processes call it in the same order."""
@@ -78,6 +79,10 @@ class Slot:
     def keys(self, seed: int, step: int) -> list[tuple[int, int, int]]:
         """The keys of what is drawn: for the mode, the parameter, and each buffer."""
         return [(seed, step, self.number | salt << 32) for salt in range(2 + len(self.names))]
+
+    def _seen(self, tensor: Tensor) -> Tensor:
+        own = local(tensor)
+        return as_matrix(own) if self._kernel else own
 
     def _fill(self) -> None:
         """Makes what is missing of the state: of a new parameter, or one from a stock SGD or Muon."""
@@ -148,6 +153,13 @@ def local(tensor: Tensor) -> Tensor:
     if is_distributed(tensor):
         tensor = tensor.to_local()  # type: ignore[attr-defined]
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def as_matrix(kernel: Tensor) -> Tensor:
+    """A convolution's kernel (out, in, height, width) as the matrix (out, in * height * width): a view, unless it is a
+    gradient that lies otherwise in memory.
+    """
+    return kernel.reshape(kernel.shape[0], kernel.shape[1:].numel())
 
 
 def laid_like(g: Tensor, p: Any) -> Tensor:

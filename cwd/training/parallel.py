@@ -25,6 +25,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from cwd import schema
 from cwd.errors import UserError
 from cwd.training.precision import MIXED, KeepDouble
+from cwd.training.tasks import Share
 
 COLLECTIVE = timedelta(minutes=30)  # a collective may wait for a process that saves; a dead one is noticed sooner
 
@@ -109,9 +110,9 @@ def computing(accelerator: Accelerator, model: nn.Module, precision: str) -> Abs
     return accelerator.autocast() if isinstance(model, FSDPModule) else nullcontext()
 
 
-def split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
-    """(rows of each process, rows at once). Raises UserError if the batch cannot be divided so."""
-    size = config.training.batch_size
+def share_of(config: schema.Config, accelerator: Accelerator) -> Share:
+    """Which rows of a batch this process has. Raises UserError: the batch cannot be shared evenly."""
+    size, processes = config.training.batch_size, accelerator.num_processes
     if size % processes:
         raise UserError(f"training.batch_size={size}: cannot be shared evenly by {processes} processes")
     share = size // processes
@@ -121,7 +122,7 @@ def split_batch(config: schema.Config, processes: int) -> tuple[int, int]:
             f"machine.micro_batch_size={micro}: does not divide the {share} sequences that each of {processes} "
             "processes has"
         )
-    return share, micro
+    return Share(accelerator.process_index * share, share, micro, accelerator.process_index, processes)
 
 
 @contextmanager

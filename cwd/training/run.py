@@ -47,7 +47,7 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
         os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
     processes = join(config.machine)
     kind = Progress.resolve(config.machine.progress) if processes.main else "none"
-    progress = Progress(kind, config.training.steps, "tokens")
+    progress = Progress(kind, config.training.steps, "tokens" if _is_text(config) else "images")
     try:
         result, found = _find_or_train(config, wait, progress, processes)
     except BaseException as error:
@@ -124,7 +124,9 @@ def _tell(result: Result, config: schema.Config, progress: Progress, found: bool
         progress.result(f"diverged  {arm}: {result.record.status.get('message', '')}  {result.record.folder}")
         return
     summary = result.summary
-    metrics = "  ".join(f"{name} {summary[name]:.4f}" for name in ("loss", "accuracy") if name in summary)
+    metrics = "  ".join(
+        f"{name} {summary[name]:.4f}" for name in ("loss", "accuracy", "top1", "ema_top1") if name in summary
+    )
     when = "found" if found else "done "
     progress.result(f"{when}  {arm}  {metrics}  ({duration(summary['seconds'])})  {result.record.folder}")
 
@@ -133,6 +135,14 @@ def _tell_next(result: Result, config: schema.Config, progress: Progress, overri
     """What the numbers are, and what to type next."""
     other = "decoupled" if config.decay.mode == "cautious" else "cautious"
     same = [word for word in overrides if not word.startswith(("decay=", "decay.mode="))]
-    progress.say("       loss in nats per token on held-out text; accuracy of the next token")
+    text, images = (
+        "loss in nats per token on held-out text; accuracy of the next token",
+        "loss in nats; top1 in percent",
+    )
+    progress.say(f"       {text if _is_text(config) else images}")
     progress.say(f"next   python train.py {shlex.join([*same, f'decay={other}'])}   the other arm, on the same batches")
     progress.say(f"       python scripts/runs.py show {result.record.key[:6]}   this run; scripts/runs.py lists all")
+
+
+def _is_text(config: schema.Config) -> bool:
+    return isinstance(config.dataset, schema.Dataset)

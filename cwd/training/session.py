@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers.utils import logging as transformers_logging
 
@@ -15,12 +16,11 @@ from cwd.runs import Record
 from cwd.training.checkpoint import remove_checkpoints
 from cwd.training.environment import describe_environment
 from cwd.training.memory import keep_freed_memory
-from cwd.training.parallel import open_accelerator
+from cwd.training.parallel import open_accelerator, share_of
 from cwd.training.processes import Processes
 from cwd.training.progress import Progress
 from cwd.training.signals import Interrupted, Interrupts, follow_parent
 from cwd.training.tasks import Task
-from cwd.training.tasks.language import LanguageTask
 from cwd.training.tracker import open_tracker
 from cwd.training.trainer import Diverged, Trainer
 
@@ -46,7 +46,7 @@ def train(
     main = accelerator.is_main_process
     try:
         with Interrupts() as interrupts:
-            task = open_task(config, data)
+            task = open_task(config, data, accelerator, progress)
             if main:
                 record.set_status("running", record.status["step"], steps=config.training.steps)
                 place = accelerator.device, accelerator.num_processes, config.machine.sharding
@@ -85,13 +85,19 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
     return state, record, summary
 
 
-def open_task(config: schema.Config, data: Any) -> Task:
+def open_task(config: schema.Config, data: Any, accelerator: Accelerator, progress: Progress) -> Task:
     """What the data is for."""
     if isinstance(data, TokenData):
-        return LanguageTask(config, data)
-    from cwd.training.tasks.finetune import FinetuneTask  # only where it is asked for
+        from cwd.training.tasks.language import LanguageTask
 
-    return FinetuneTask(config, *data)
+        return LanguageTask(config, data)
+    if isinstance(config.dataset, schema.Instructions):
+        from cwd.training.tasks.finetune import FinetuneTask
+
+        return FinetuneTask(config, *data)
+    from cwd.training.tasks.vision import VisionTask  # timm comes with it
+
+    return VisionTask(config, data, share_of(config, accelerator), progress.warn)
 
 
 def _introduce(record: Record, trainer: Trainer, progress: Progress) -> None:

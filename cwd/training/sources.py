@@ -26,8 +26,14 @@ def load_data(config: schema.Config, say: Callable[[str], None]) -> tuple[Any, d
     """The configured data, and what a run's record says of it.
 
     Raises:
-        UserError: as :func:`load_tokens` and :func:`load_instructions`.
+        UserError: as :func:`load_tokens`, :func:`load_instructions` and the readers of images; a library that they need
+            is missing.
     """
+    if not isinstance(config.dataset, schema.Dataset):
+        from cwd.training.image_sources import load_images  # Pillow is for images only
+
+        images = load_images(config)
+        return images, images.description
     if isinstance(config.dataset, schema.Instructions):
         return load_instructions(config, say)
     data = load_tokens(config, say)
@@ -48,6 +54,7 @@ def load_instructions(config: schema.Config, say: Callable[[str], None]) -> tupl
     dataset, model, training = config.dataset, config.model, config.training
     assert isinstance(dataset, schema.Instructions)
     assert isinstance(model, schema.Pretrained)
+    assert training.seq_len is not None
     source = find_source(model.source, Path(config.machine.runs), Path(config.machine.data))
     model.source = source.name
     data = prepare_instructions(
@@ -72,6 +79,8 @@ def load_tokens(config: schema.Config, say: Callable[[str], None]) -> TokenData:
         UserError: as :func:`cwd.data.prepare.prepare` and :func:`cwd.data.sets.find_set`, or less than a row of text.
     """
     dataset = config.dataset
+    assert isinstance(dataset, schema.Dataset)
+    assert config.training.seq_len is not None
     if isinstance(dataset, schema.Published):
         data = find_set(request_of(config, dataset), _command(config))
     else:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cwd import schema
 from cwd.errors import UserError
@@ -24,7 +25,7 @@ from cwd.runs import MetricsLog, Record
 from cwd.training.checkpoint import load_checkpoint, save_checkpoint
 from cwd.training.optimizer import build_optimizer
 from cwd.training.pairing import chain, hash_weights
-from cwd.training.parallel import accumulating, computing, distribute, largest, split_batch, whole, whole_weights
+from cwd.training.parallel import accumulating, computing, distribute, largest, share_of, whole, whole_weights
 from cwd.training.precision import WEIGHTS
 from cwd.training.profile import Trace
 from cwd.training.progress import Progress
@@ -33,7 +34,7 @@ from cwd.training.signals import Interrupted, Interrupts
 from cwd.training.tasks import Batch, Task, chunks
 from cwd.training.throughput import Speedometer
 from cwd.training.tracker import Tracker
-from cwd.training.validation import evaluate, to_device
+from cwd.training.validation import evaluate, load
 
 
 class Diverged(Exception):
@@ -71,7 +72,7 @@ class Trainer:
         self.config, self.task, self.record, self.accelerator = config, task, record, accelerator
         self.progress, self.tracker, self.interrupts = progress, tracker, interrupts
         self.steps = config.training.steps
-        self.share, self.micro = split_batch(config, accelerator.num_processes)
+        self.share = share_of(config, accelerator)
         torch.manual_seed(config.seed)
         self.bare_model = task.build_model()
         self.weights_hash = hash_weights(self.bare_model)
@@ -82,6 +83,7 @@ class Trainer:
         self.model = distribute(self.bare_model.to(WEIGHTS[self.precision]), config, accelerator)
         self.rule_optimizer, self.groups = build_optimizer(config, self.bare_model)
         self.optimizer = accelerator.prepare(self.rule_optimizer)
+        self.average = _average(self.bare_model, config)
         self.step = 0
         self.seconds = 0.0
         self.batches_hash = ""
@@ -167,6 +169,8 @@ class Trainer:
         with self.speed.optimizer():
             self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.bare_model)
         self.pending.append(torch.stack([loss, whole(norm.detach()).to(loss.dtype)]))
         self.speed.count(units)
 
@@ -179,13 +183,14 @@ class Trainer:
 
     def _accumulate(self, batch: Batch) -> torch.Tensor:
         """Gradients of the mean loss over this process's share of the batch; returns that loss, 0-D."""
-        first = self.accelerator.process_index * self.share
-        total = torch.zeros((), dtype=WEIGHTS[self.precision], device=self.accelerator.device)
-        for start, stop in chunks(self.share, self.micro):
-            piece = to_device(batch, self.accelerator.device, first + start, first + stop)
-            with accumulating(self.accelerator, self.model, last=stop == self.share):
+        device, first = self.accelerator.device, self.share.first
+        total = torch.zeros((), dtype=WEIGHTS[self.precision], device=device)
+        for start, stop in chunks(self.share.rows, self.share.at_once):
+            with self.speed.data():
+                piece = load(self.task, batch, device, first + start, first + stop)
+            with accumulating(self.accelerator, self.model, last=stop == self.share.rows):
                 with computing(self.accelerator, self.model, self.precision):
-                    loss = self.task.loss(self.model, piece) * ((stop - start) / self.share)
+                    loss = self.task.loss(self.model, piece) * ((stop - start) / self.share.rows)
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -226,7 +231,7 @@ class Trainer:
     def _evaluate(self) -> None:
         """Metrics on the evaluation set."""
         with computing(self.accelerator, self.model, self.precision):
-            metrics = evaluate(self.model, self.task, self.accelerator, self.micro)
+            metrics = evaluate(self.model, self.task, self.accelerator, self.share.at_once, self.average)
         if not math.isfinite(metrics["loss"]):
             raise Diverged(self.step, "the evaluation loss")
         self.evaluated = metrics
@@ -252,6 +257,8 @@ class Trainer:
             "weights_hash": self.weights_hash,
             "pending": torch.stack(self.pending).cpu() if self.pending else None,
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         save_checkpoint(self._checkpoints, self.step, state, self.bare_model, self.rule_optimizer, self.accelerator)
         if self.accelerator.is_main_process:
             self.record.set_status("running", self.step, steps=self.steps)
@@ -263,6 +270,8 @@ class Trainer:
         if state is None:
             return
         self.step, self.seconds, self.batches_hash = state["step"], state["seconds"], state["batches_hash"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if state["pending"] is not None:
             self.pending = list(state["pending"].to(self.accelerator.device))
         self.progress.say(f"going on from step {self.step}")
@@ -284,7 +293,9 @@ class Trainer:
         """Saves the final weights, and says what came out."""
         weights = whole_weights(self.bare_model)
         if self.accelerator.is_main_process:
-            self._save_model(weights)
+            self._save_model(self.bare_model, weights, "model")
+            if self.average is not None:
+                self._save_model(self.average.module, self.average.module.state_dict(), "model_ema")
         return {
             **self.evaluated,
             "steps": self.steps,
@@ -292,15 +303,16 @@ class Trainer:
             "seconds": self.seconds,
             "parameters": self.parameters,
             "pairing": {"weights": self.weights_hash, "batches": self.batches_hash},
+            **self.task.summary(),
         }
 
     @property
     def _checkpoints(self) -> Path:
         return self.record.folder / "checkpoints"
 
-    def _save_model(self, weights: dict[str, torch.Tensor]) -> None:
-        work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / "model"
-        self.task.save_model(self.bare_model, weights, work)
+    def _save_model(self, model: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:
+        work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / name
+        self.task.save_model(model, weights, work)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
         sync(self.record.folder)
@@ -308,6 +320,20 @@ class Trainer:
     def _write(self, kind: str, **values: Any) -> None:
         if self._log_file is not None:
             self._log_file.write(kind, self.step, **values)
+
+
+def _average(model: torch.nn.Module, config: schema.Config) -> AveragedModel | None:
+    """An exponential average of weights and buffers, as timm's ModelEma keeps it; its first update copies.
+
+    Raises:
+        UserError: the model is divided among processes.
+    """
+    if config.recipe.ema is None:
+        return None
+    if config.machine.sharding != "none":
+        raise UserError(f"machine.sharding={config.machine.sharding}: not with recipe.ema, whose copy is not divided")
+    average = get_ema_multi_avg_fn(config.recipe.ema)
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).requires_grad_(False)
 
 
 def _due(step: int, every: int) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -28,6 +29,9 @@ class Task(Protocol):
         step).
         """
 
+    def load(self, batch: Batch) -> Batch:
+        """Rows of a batch, or of the evaluation set, with all that the model needs, still on the CPU."""
+
     def units(self, batch: Batch) -> int:
         """How many units the batch holds."""
 
@@ -47,6 +51,25 @@ class Task(Protocol):
         """Writes the model as its own library reads it, with what it cannot be used without (a tokenizer). `weights` is
         its whole state dict, of which a process may hold but a part.
         """
+
+    def summary(self) -> dict[str, Any]:
+        """What else is worth keeping in the run's summary."""
+
+
+class Share(NamedTuple):
+    """A process's part of each batch: `rows` rows from `first` on, `at_once` of them together; it is number `process`
+    of `processes`.
+    """
+
+    first: int
+    rows: int
+    at_once: int
+    process: int
+    processes: int
+
+    def of(self, pieces: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """The pieces of an evaluation that this process measures."""
+        return islice(pieces, self.process, None, self.processes)
 
 
 def chunks(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -37,6 +37,7 @@ class FinetuneTask:
             )
         self._model, self._training, self._seed = config.model, config.training, config.seed
         self._data, self._source = data, source
+        assert config.evaluation.sequences is not None
         self._evaluation = _first(data.validation, config.evaluation.sequences)
 
     def build_model(self) -> nn.Module:
@@ -96,6 +97,14 @@ class FinetuneTask:
         count = torch.tensor(float(losses.numel()), dtype=torch.float64, device=losses.device)
         return {"loss": losses.double().sum(), "accuracy": right.double().sum(), "count": count}
 
+    def summary(self) -> dict[str, Any]:
+        """Nothing else."""
+        return {}
+
+    def load(self, batch: Batch) -> Batch:
+        """The rows as they are."""
+        return batch
+
     def save_model(self, model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
         """A folder for transformers' Auto classes, adapters merged into the weights; they themselves, for peft, in
         adapter/.
@@ -123,7 +132,7 @@ def with_lora(model: nn.Module, options: schema.Pretrained) -> nn.Module:
     targets: Any = options.targets
     config = LoraConfig(
         r=options.rank,
-        lora_alpha=options.alpha,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
         lora_dropout=options.dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",

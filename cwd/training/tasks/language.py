@@ -34,12 +34,13 @@ class LanguageTask:
         assert isinstance(config.model, schema.Language)
         self._model, self._training, self._seed = config.model, config.training, config.seed
         self._machine = config.machine
+        assert config.training.seq_len is not None
+        assert config.evaluation.sequences is not None
+        self._seq_len = config.training.seq_len
         self._name, self._scale, self._data = config.dataset.name, config.scale, data
         self._train = data.tokens("train")
         self._vocab_size = data.vocab_size
-        self._evaluation = evaluation_rows(
-            data.tokens("validation"), config.evaluation.sequences, self._training.seq_len
-        )
+        self._evaluation = evaluation_rows(data.tokens("validation"), config.evaluation.sequences, self._seq_len)
 
     def build_model(self) -> nn.Module:
         """The configured model.
@@ -50,7 +51,7 @@ class LanguageTask:
         model = build(
             self._model.family,
             vocab_size=self._vocab_size,
-            seq_len=self._training.seq_len,
+            seq_len=self._seq_len,
             attn_implementation=attention(self._model, self._machine),
             **model_shape(self._model),
         )
@@ -70,8 +71,12 @@ class LanguageTask:
 
     def batch(self, step: int) -> Batch:
         """inputs and targets, both (batch_size, seq_len) int64."""
-        size, length = self._training.batch_size, self._training.seq_len
+        size, length = self._training.batch_size, self._seq_len
         return _tensors(rows(self._train, seed=self._seed, step=step, batch_size=size, seq_len=length))
+
+    def load(self, batch: Batch) -> Batch:
+        """The rows as they are."""
+        return batch
 
     def units(self, batch: Batch) -> int:
         """Target tokens."""
@@ -119,6 +124,10 @@ class LanguageTask:
         """A folder for transformers' Auto classes, with the tokenizer."""
         model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         save_for_transformers(self._data.tokenizer(), folder)
+
+    def summary(self) -> dict[str, Any]:
+        """Nothing else."""
+        return {}
 
 
 def attention(model: schema.Language, machine: schema.Machine) -> str | None:
