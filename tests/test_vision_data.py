@@ -15,7 +15,7 @@ from cwd.data.image_folders import read_folders
 from cwd.data.images import Unreadable
 from cwd.errors import UserError
 from cwd.sweeps import compose_config
-from cwd.training.sources import load_images
+from cwd.training.image_sources import load_images
 from tests.vision_helpers import CLASSES, encoded, picture, write_folders, write_parquet, write_tar
 
 
@@ -215,7 +215,7 @@ def test_the_evaluation_set_is_spread_over_the_split() -> None:
 
 
 def test_a_library_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cwd.training.sources.find_spec", lambda name: None if name == "timm" else name)
+    monkeypatch.setattr("cwd.training.image_sources.find_spec", lambda name: None if name == "timm" else name)
     with pytest.raises(
         UserError, match=r"dataset=digits: needs timm, which is not installed; pip install '.\[vision\]'"
     ):

@@ -23,7 +23,7 @@ from cwd.errors import UserError
 from cwd.runs import read_metrics
 from cwd.training import mixing
 from cwd.training.image_loader import EVALUATION, Samples, Stream, centre_crop
-from cwd.training.sources import load_images
+from cwd.training.image_sources import load_images
 from cwd.training.tasks import Share
 from cwd.training.tasks.vision import VisionTask
 from cwd.training.trainer import Trainer
