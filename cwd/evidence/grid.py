@@ -98,7 +98,7 @@ def _cell(identity: dict[str, Any], keys: dict[str, str], data: str, root: Path)
 
 def _base(identity: dict[str, Any]) -> Any:
     """The model that a fine-tuning goes on from, whose tokenizer and weights are a part of its data."""
-    return identity["model"].get("source")
+    return identity.get("model", {}).get("source")
 
 
 def check_paired(a: Cell, b: Cell) -> None:

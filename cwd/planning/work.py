@@ -17,7 +17,8 @@ from cwd.planning.memory import FLOAT, Held, parameters_of, state_bytes
 from cwd.planning.trace import Shape
 
 KEPT = 2  # checkpoints of a run that goes on (cwd.training.checkpoint), and one that is being written
-BYTES_IDS = 256  # of the tokenizer "bytes"
+# Ids of the tokenizers that the configurations name: bytes; the paper's (Table 8); OLMo-1B's (Table 9); Qwen3's own.
+IDS = {"bytes": 256, "vb100864_openmix_v1": 100_864, "allenai/OLMo-1B-hf": 50_280, "Qwen/Qwen3-0.6B": 151_669}
 BESIDE = "beside_muon"  # of a model's section: globs of what it keeps from Muon
 NAMES = (BESIDE, "normalized")  # names for the optimizer, no part of the shape
 FLEX = (16, 32, 64, 128, 256)  # sizes of a head
@@ -118,11 +119,10 @@ def _ids(dataset: Mapping[str, Any], vocabularies: Mapping[str, int]) -> int:
     name = dataset["tokenizer"]
     if dataset.get("vocab_size"):
         return int(dataset["vocab_size"])
-    if name == "bytes":
-        return BYTES_IDS
-    if name not in vocabularies:
+    known = {**IDS, **vocabularies}
+    if name not in known:
         raise Unplanned(f"the number of ids of {name}: --vocab {name}=N says it")
-    return vocabularies[name]
+    return known[name]
 
 
 @cache
