@@ -32,7 +32,7 @@ class State:
     findings: list[Finding]
     choices: list[Choice]  # of lambda, for its points with a lambda of their own
     searches: list[Searched]  # likewise, where a whole search was each arm's own
-    search_runs: int  # in the grid on which the baseline's rate and lambda are tuned
+    search_runs: int  # in the search on which the baseline's rate and lambda are tuned, at its sizes
     tuning: list[Point]  # what the choices are made from, on tuning seeds
     suite: Suite | None = None  # what its runs are evaluated on
     bases: tuple[Point, ...] = ()  # the runs that its runs go on from
@@ -106,7 +106,7 @@ class Study:
             findings,
             [choice for _, choice in choices],
             [search for _, search in found],
-            self._search_runs(),
+            self._search_runs(artifact),
             [point for source in tuning for point in tuning[source]],
             suite,
             tuple(bases.values()),
@@ -124,14 +124,12 @@ class Study:
                 return points
             best = found
 
-    def _search_runs(self) -> int:
-        stages = [
-            len(trials(stage, ""))
-            for rung in self.ladder.sizes.values()
-            for found in rung.search.values()
-            for stage in found
-        ]
-        return sum(stages) * len(self.ladder.tuning_seeds)
+    def _search_runs(self, artifact: Artifact) -> int:
+        """Of the search at the artifact's sizes."""
+        sizes = {size for block in artifact.blocks for size in block.sizes}
+        searches = [self.ladder.sizes[size].search for size in sizes if size in self.ladder.sizes]
+        stages = [stage for search in searches for found in search.values() for stage in found]
+        return sum(len(trials(stage, "")) for stage in stages) * len(self.ladder.tuning_seeds)
 
     def _tuning_points(self, name: str) -> list[Point]:
         """The grid, or the search, of artifact `name` on its tuning seeds alone."""
