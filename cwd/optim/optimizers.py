@@ -64,8 +64,8 @@ class Muon(RuleOptimizer):
     """Muon, for matrices  (Jordan et al. 2024; CWD paper, Algorithm 5). Other tensors: a group with ``rule="adamw"``.
 
     Args:
-        params: matrices, or groups. A group ``{"params": ..., "rule": "adamw"}`` goes to AdamW, with its own betas and
-            eps.
+        params: matrices, stacks of them, kernels (out, in, height, width), or groups. A group
+            ``{"params": ..., "rule": "adamw"}`` goes to AdamW, with its own betas and eps.
         lr, weight_decay, decay, options: as for :class:`AdamW`.
         momentum: in [0, 1).
         nesterov: orthogonalise the look-ahead momentum.
