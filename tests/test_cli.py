@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -66,13 +66,19 @@ def test_the_full_error_is_there_for_who_asks(tmp_path: Path) -> None:
     assert "Traceback" in done.stderr
 
 
+def processor_seconds() -> float:
+    """Of the processes that have ended: what runs beside them does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]], ids=" ".join)
 def test_help_and_the_configuration_come_within_a_second(tmp_path: Path, arguments: list[str]) -> None:
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_seconds()
         assert command("train.py", *arguments, folder=tmp_path).returncode == 0
-        seconds.append(time.perf_counter() - start)
+        seconds.append(processor_seconds() - start)
     assert min(seconds) < 1
     assert tree(tmp_path) == []
 

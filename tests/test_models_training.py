@@ -59,8 +59,7 @@ def test_train_py_itself_takes_the_papers_scale_made_small(tmp_path):
     (tmp_path / "notes").mkdir()
     for i in range(10):
         (tmp_path / "notes" / f"{i}.txt").write_text(f"Text number {i} is long enough for a few sequences. " * 20)
-    data = ["dataset.files=[notes]", "dataset.tokenizer=bytes", "dataset.vocab_size=null"]
-    data += ["dataset.validation_fraction=0.2"]
+    data = ["dataset=text", "dataset.files=[notes]", "dataset.validation_fraction=0.2"]
     place = [f"machine.runs={tmp_path}/runs", f"machine.data={tmp_path}/data", "machine.threads=1"]
     done = command("train.py", "scale=paper", *small, *data, *place, folder=tmp_path)
     assert done.returncode == 0, done.stderr
