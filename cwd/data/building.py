@@ -19,6 +19,7 @@ from typing import Any
 from cwd.data.corpora import SPLITS
 from cwd.data.packing import SAVE_SECONDS, Part, batches, is_held_out
 from cwd.data.pool import Counts, pack_all, processors
+from cwd.data.prepare import make_root
 from cwd.data.published import SourceFile, fetch, hub_files, local_files
 from cwd.data.reading import Records
 from cwd.data.sets import Request, open_set
@@ -63,7 +64,7 @@ def prepare_set(
         UserError: the source, the tokenizer or the folder is not usable. What was done is kept.
     """
     folder = request.folder
-    _make(folder.parent)
+    make_root(folder.parent)
     with locked(folder.with_name(f"{folder.name}.lock"), say):
         data, damage = open_set(request)
         if data is not None:
@@ -254,15 +255,6 @@ def _manifest(
         },
         "files": {**binary, **saved},
     }
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the data folder {folder} cannot be made: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the data folder {folder} cannot be written")
 
 
 def size(count: int) -> str:

@@ -73,7 +73,7 @@ def prepare(
     loaded = None if tokenizer in TRAINED else load_tokenizer(tokenizer, vocab_size, folder=root)
     ids = loaded.fingerprint() if loaded else [tokenizer, vocab_size]  # what is trained follows from the text
     key = hash_of([FORMAT, division.fingerprint, validation_fraction, ids])[:16]
-    _make_root(root)
+    make_root(root)
     with locked(root / f"{key}.lock", progress):
         data, damage = open_folder(root / key, key)
         if data is None:
@@ -197,7 +197,8 @@ def _sweep(root: Path) -> None:
                 _gone(path)
 
 
-def _make_root(root: Path) -> None:
+def make_root(root: Path) -> None:
+    """The folder of prepared data. Raises UserError: it cannot be made, or not be written."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
