@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requi
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-zA-Z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/train.stamp  ## cautious against decoupled weight decay: AdamW, Lion, Muon on two cores, about five minutes
+demo: .venv/train.stamp  ## cautious against decoupled weight decay: AdamW, Lion, Muon on two cores, about three minutes
 	@echo "Three optimizers, decoupled and cautious, three seeds: 18 runs of a small language model on Python source."
 	@echo "A line for each run; stop and start again as you like, finished runs are kept."
 	@$(BIN)/python scripts/artifact.py demo
@@ -29,7 +29,7 @@ table3 paper: .venv/vision.stamp
 tableN:   ## a table or figure of the paper (table1-10, figure1-13, theorem1): runs what is missing, then shows and writes it
 	@echo "name one: make table10, make figure1, make theorem1; SCALE=smoke|laptop|paper SEEDS=n LAUNCHER=local|slurm"
 
-paper: .venv/finetune.stamp  ## every table and figure; SCALE=smoke (minutes), laptop (about three hours) or paper (a cluster)
+paper: .venv/finetune.stamp  ## every table and figure; SCALE=smoke (minutes), laptop (two to three hours) or paper (a cluster)
 	@$(BIN)/python scripts/artifact.py all $(EVIDENCE)
 
 tune: .venv/train.stamp  ## the baseline's rates and lambdas, written to configs/tuned/

@@ -19,7 +19,7 @@ from cwd.evidence.search import searches
 from cwd.evidence.study import Study
 from cwd.evidence.trials import trials, with_values
 from cwd.evidence.tuning import tuned_file, tuned_name
-from cwd.sweeps import compose_config
+from cwd.sweeps import CONFIGS, compose_config
 from tests.evidence_helpers import noise, write_state
 
 STAGES = (
@@ -200,6 +200,15 @@ def test_the_papers_grids_are_those_of_appendix_f() -> None:
     first = (0.85, 0.9, 0.95)
     assert set(grids["adamw"]["betas"]) == {(a, b) for a in first for b in (0.95, 0.98, 0.99, 0.995, 0.999)}
     assert set(grids["lion"]["betas"]) == {(a, b) for a in first for b in (0.95, 0.98, 0.99)}
+
+
+def test_the_tuned_values_are_what_the_committed_records_say() -> None:
+    study = Study("laptop", CONFIGS.parent / "records" / "laptop")
+    found = searches(study.state("tuning").points, study.ladder)
+    assert len(found) == 6
+    for search in found:
+        written = CONFIGS / "tuned" / f"{tuned_name(search, study.ladder)}.yaml"
+        assert written.read_text() == tuned_file(search)
 
 
 def test_every_rung_with_a_search_is_in_a_tuning() -> None:
