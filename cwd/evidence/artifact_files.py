@@ -34,9 +34,7 @@ class Block:
     sizes: tuple[str, ...]
     overrides: tuple[str, ...] = ()
     lambdas: bool = False  # at each of the ladder's multiples of the tuned lambda; 0 is decay=none
-    own: str | None = (
-        None  # each arm at its own best, lambda or whole search, on the tuning seeds of the artifact named
-    )
+    own: str | None = None  # each arm at its own best (lambda, or whole search) on the tuning seeds of this artifact
     search: bool = False  # the rung's search for each optimizer: the tuning itself
     seeds: str = _of(*SEED_ROLES, default="report")
 
