@@ -1,6 +1,7 @@
 """Measures what the project costs. ``python scripts/benchmark.py NAME [key=value ...]``
 
-trainer    tokens/s of the trainer against a bare loop over the same model and data with torch.optim.AdamW(fused=True);
+trainer    tokens/s of the trainer against a bare loop over the same model and data with torch.optim.AdamW(fused=True),
+           the same loop compiled, and Hugging Face's Trainer;
            the options are train.py's
 optimizers milliseconds of a step, cautious, against torch's own with plain decay, by turns; seconds of a first step;
            recompilations under a schedule: threads=2 repeats=15 markdown=FILE

@@ -1,5 +1,5 @@
-"""Tokens/s of the trainer against a bare loop over the same model and data with torch.optim.AdamW(fused=True), in one
-process, by turns.
+"""Tokens/s of the trainer against a bare loop over the same model and data with torch.optim.AdamW(fused=True), the same
+loop compiled, and Hugging Face's Trainer, in one process, by turns.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from statistics import median
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cwd.benchmarks.hf_trainer import hf_trainer_loop
 from cwd.benchmarks.timing import Turn, ratio_of_neighbours, time_by_turns
 from cwd.config import Config, identity
 from cwd.data.batches import inputs_and_targets, rows
@@ -40,15 +42,19 @@ def main(arguments: Sequence[str]) -> None:
 def _benchmark(config: Config, folder: Path) -> None:
     assert config.training.seq_len is not None
     keep_freed_memory()  # for both
-    kinds = {"bare loop": _piece(bare_loop(config)), "trainer": _piece(trainer_loop(config, folder))}
-    times = time_by_turns([Turn(piece) for piece in kinds.values()], PIECES, warmups=1)
+    loops = {
+        "trainer": trainer_loop(config, folder),
+        "bare loop": bare_loop(config),
+        "bare loop, compiled": bare_loop(config, compiled=True),
+        "Hugging Face Trainer": hf_trainer_loop(config, build(config), folder),
+    }
+    times = time_by_turns([Turn(_piece(advance)) for advance in loops.values()], PIECES, warmups=1)
     tokens = 1e3 * STEPS * config.training.batch_size * config.training.seq_len
-    for name, found in zip(kinds, times, strict=True):
+    for name, found in zip(loops, times, strict=True):
         speeds = [tokens / milliseconds for milliseconds in found]
         spread = f"({min(speeds):,.0f} to {max(speeds):,.0f} over {PIECES} pieces)"
-        print(f"{name:<10} {median(speeds):>10,.0f} tokens/s   {spread}")
-    ratio = ratio_of_neighbours(*times)  # of speeds: bare loop's time over the trainer's
-    print(f"ratio      {ratio.median:>10.3f} (trainer / bare loop, median of neighbouring pieces)")
+        ratio = ratio_of_neighbours(found, times[0])  # of speeds: the other's time over the trainer's
+        print(f"{name:<20} {median(speeds):>10,.0f} tokens/s   {spread}   trainer / it: {ratio}")
 
 
 def _piece(advance: Callable[[], None]) -> Callable[[], None]:
@@ -73,24 +79,33 @@ def trainer_loop(config: Config, folder: Path) -> Callable[[], None]:
     return trainer.advance
 
 
-def bare_loop(config: Config) -> Callable[[], None]:
-    """One update as anybody would write it."""
-    if config.machine.threads:
-        torch.set_num_threads(config.machine.threads)
-    data, training = load_tokens(config, print), config.training
+def build(config: Config) -> nn.Module:
+    """The configured model with the seed's weights, where the configuration trains it."""
     device = "cuda" if torch.cuda.is_available() and config.machine.device != "cpu" else "cpu"
     torch.manual_seed(config.seed)
-    model = LanguageTask(config, data).build_model().to(device)
+    return LanguageTask(config, load_tokens(config, print)).build_model().to(device)
+
+
+def bare_loop(config: Config, compiled: bool = False) -> Callable[[], None]:
+    """One update as anybody would write it; `compiled`: forward and loss as one graph of torch.compile."""
+    if config.machine.threads:
+        torch.set_num_threads(config.machine.threads)
+    tokens, training, model = load_tokens(config, print).tokens("train"), config.training, build(config)
+    device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.lr, fused=True)
     assert training.seq_len is not None
-    tokens, length, step = data.tokens("train"), training.seq_len, 0
+    length, step = training.seq_len, 0
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), targets.flatten())
+
+    forward = torch.compile(loss_of) if compiled else loss_of
 
     def advance() -> None:
         nonlocal step
         picked = rows(tokens, seed=0, step=step, batch_size=training.batch_size, seq_len=length)
         inputs, targets = (torch.from_numpy(array).to(device) for array in inputs_and_targets(picked))
-        loss = F.cross_entropy(model(input_ids=inputs).logits.flatten(0, 1), targets.flatten())
-        loss.backward()
+        forward(inputs, targets).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm or float("inf"))
         optimizer.step()
         optimizer.zero_grad()

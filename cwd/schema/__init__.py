@@ -147,7 +147,7 @@ class Machine:
     device: str = choice("auto", of=("auto", "cpu", "cuda"))
     threads: int | None = number(None, low=1)  # of each process; none: torch's choice
     micro_batch_size: int | None = number(None, low=1)  # sequences or images at once on one process; none: its share
-    compile: bool = False
+    compile: bool | None = None  # none: the model and the step, where the run is long enough to pay for it
     attention: str = choice("auto", of=("auto", "eager", "sdpa", "flex_attention"))
     activation_checkpointing: bool = False  # of each layer only its input is kept; the rest is computed again
     processes: int | None = number(None, low=1)  # that must take part; none: as many as were started

@@ -12,8 +12,8 @@ from cwd.errors import UserError
 from cwd.optim import RULES, GroupPattern, RuleOptimizer, assign_groups, describe_groups
 
 
-def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimizer, list[str]]:
-    """The optimizer, and a line for each parameter group that says who went where.
+def build_optimizer(config: schema.Config, model: nn.Module, compiled: bool = False) -> tuple[RuleOptimizer, list[str]]:
+    """The optimizer, its step compiled if asked, and a line for each parameter group that says who went where.
 
     Raises:
         UserError: a group takes a tensor that its rule cannot, or no pattern matches a parameter.
@@ -36,7 +36,7 @@ def build_optimizer(config: schema.Config, model: nn.Module) -> tuple[RuleOptimi
             raise UserError(f"decay.normalized={decay.normalized}: no parameter that decays has such a name")
         lines = describe_groups(groups)
         defaults = {"rule": optimizer.name, "lr": optimizer.lr, **RULES[optimizer.name].defaults}
-        options: dict[str, Any] = {"seed": config.seed, "compile": config.machine.compile, "flat": True}
+        options: dict[str, Any] = {"seed": config.seed, "compile": compiled, "flat": True}
         built = RuleOptimizer([group for group in groups if group["params"]], defaults, **options)
     except ValueError as error:
         raise UserError(f"optimizer.groups: {error}") from error

@@ -59,21 +59,21 @@ def _check_devices(on_cpu: bool) -> None:
         torch.cuda.set_device(place)
 
 
-def distribute(model: nn.Module, config: schema.Config, accelerator: Accelerator) -> nn.Module:
-    """The model as it is trained: prepared by accelerate (DDP), or divided in place; compiled if so configured.
+def distribute(model: nn.Module, config: schema.Config, accelerator: Accelerator, compiled: bool) -> nn.Module:
+    """The model as it is trained: prepared by accelerate (DDP), or divided in place; compiled if asked.
 
     Raises:
         UserError: machine.shard_size does not divide the processes.
     """
     machine = config.machine
     if machine.sharding == "none":
-        return accelerator.prepare(torch.compile(model) if machine.compile else model)
+        return accelerator.prepare(torch.compile(model) if compiled else model)
     mesh = _mesh(machine, accelerator)
     # Activations follow autocast, as they do undivided: what is cast to bfloat16 here are the weights alone.
     narrow = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32, "cast_forward_inputs": False}
     policy = MixedPrecisionPolicy(**narrow if config.training.precision == "bf16" else {})  # type: ignore[arg-type]
     for layer in repeated_layers(model):
-        if machine.compile:
+        if compiled:
             layer.compile()
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

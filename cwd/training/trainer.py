@@ -23,6 +23,7 @@ from cwd.files import sync
 from cwd.models.flops import flops_per_token
 from cwd.runs import MetricsLog, Record
 from cwd.training.checkpoint import load_checkpoint, save_checkpoint
+from cwd.training.compiling import to_compile
 from cwd.training.optimizer import build_optimizer
 from cwd.training.pairing import chain, hash_weights
 from cwd.training.parallel import accumulating, computing, distribute, largest, share_of, whole, whole_weights
@@ -80,8 +81,9 @@ class Trainer:
         self.precision = config.training.precision
         flops = flops_per_token(self.bare_model, config.training.seq_len) if task.unit == "tokens" else None  # type: ignore[arg-type]
         self.speed = Speedometer(accelerator, self.precision, task.unit, flops)
-        self.model = distribute(self.bare_model.to(WEIGHTS[self.precision]), config, accelerator)
-        self.rule_optimizer, self.groups = build_optimizer(config, self.bare_model)
+        compiled = to_compile(config, flops, accelerator.device)
+        self.model = distribute(self.bare_model.to(WEIGHTS[self.precision]), config, accelerator, compiled)
+        self.rule_optimizer, self.groups = build_optimizer(config, self.bare_model, compiled)
         self.optimizer = accelerator.prepare(self.rule_optimizer)
         self.average = _average(self.bare_model, config)
         self.step = 0
