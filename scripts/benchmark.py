@@ -17,7 +17,7 @@ loss       peak memory and seconds of the language models' loss and its gradient
 data       text prepared a second by prepare_data.py, against the tokenizer library's own batch encoding of the same
            texts: processes=2 megabytes=48 repeats=3 tokenizer=bpe_fallback|FILE markdown=FILE
 images     images/s of reading and augmenting JPEG files against timm's own loader:
-           workers=2 repeats=15 recipe=deit folder=IMAGES
+           workers=2 repeats=5 recipe=deit folder=IMAGES
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

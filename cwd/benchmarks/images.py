@@ -20,24 +20,35 @@ from cwd.sweeps import compose_config
 from cwd.training.image_loader import Key, Samples, Stream
 from cwd.training.mixing import erase, normalise
 
-SIZE, BATCH, CLASSES, FILES = 224, 64, 4, 128  # pixels, rows, class folders, files in each
+SIZE, BATCH, CLASSES, FILES = 224, 64, 4, 512  # pixels, rows, class folders, files in each
+TIMED, DRAINED = 16, 8  # batches of a piece; before it, those that the workers had ready, and as many again
 PICTURE = (500, 375)  # pixels, of a typical image of ImageNet
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`arguments`: workers=2 repeats=15 recipe=deit folder=IMAGES (with train/ and val/; made if not given)."""
-    given = read_options(arguments, {"workers": 2, "repeats": 15, "recipe": "deit", "folder": ""})
+    """`arguments`: workers=2 repeats=5 recipe=deit folder=IMAGES (with train/ and val/; made if not given)."""
+    given = read_options(arguments, {"workers": 2, "repeats": 5, "recipe": "deit", "folder": ""})
     recipe = compose_config(["task=vision", f"recipe={given['recipe']}"]).recipe
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         root = Path(given["folder"]) if given["folder"] else make_files(Path(made))
         workers, repeats = given["workers"], given["repeats"]
-        turns = [Turn(ours(root, recipe, workers)), Turn(timms(root, recipe, workers))]
-        times = time_by_turns(turns, repeats, warmups=4)
+        turns = [piece(ours(root, recipe, workers)), piece(timms(root, recipe, workers))]
+        times = time_by_turns(turns, repeats, warmups=1)
         ratio = ratio_of_neighbours(*reversed(times))
     for name, milliseconds in (("ours", ratio.theirs), ("timm", ratio.ours)):
-        print(f"{name:<6} {1e3 * BATCH / milliseconds:>8,.0f} images/s with {workers} workers")
-    print(f"ratio  {ratio.median:>8.2f} (ours / timm, median of neighbouring batches of {BATCH})")
+        print(f"{name:<6} {1e3 * TIMED * BATCH / milliseconds:>8,.0f} images/s with {workers} workers")
+    print(f"ratio  {ratio.median:>8.2f} (ours / timm, median of neighbouring pieces of {TIMED} batches of {BATCH})")
+
+
+def piece(batch: Callable[[], None]) -> Turn:
+    """Batches in a steady state: what is ready is taken first, while the other loader's workers fill up and rest."""
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            batch()
+
+    return Turn(lambda: take(TIMED), prepare=lambda: take(DRAINED))
 
 
 def make_files(root: Path) -> Path:
