@@ -9,11 +9,12 @@ transformers' defaults would keep gradients from a row of the table.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import transformers
 from torch import nn
-from transformers import GPT2Config, OlmoConfig, PreTrainedConfig, Qwen3Config
+from transformers import GPT2Config, OlmoConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config
 from transformers import initialization as init
 from transformers.models.olmo.modeling_olmo import OlmoDecoderLayer
 
@@ -194,3 +195,6 @@ def gpt2(
         **attention,
     )
     return GPT2LMHeadModel(config)
+
+
+BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {"olmo": olmo, "qwen3": qwen3, "gpt2": gpt2}

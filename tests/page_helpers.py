@@ -1,0 +1,114 @@
+"""Pages of docs/ as a reader follows them: files are made and changed as a page says, and its commands are run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TREE = ("cwd", "configs", "scripts", "tests", "train.py", "Makefile", "pyproject.toml", "requirements.lock")
+FENCE = re.compile(r"(?:^(?P<label>[^\n]+):\n\n)?^```(?P<language>\w*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
+LABEL = re.compile(r"(New file|At the end of|In) `([^`]+)`(?:, (after|before) the line `([^`]+)`)?$")
+
+
+class Block(NamedTuple):
+    """A block of a page: what it is in, its text, and where it goes if the line above it says so."""
+
+    language: str
+    text: str
+    file: str | None = None
+    where: str | None = None  # New file, At the end of, after, before
+    line: str | None = None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """All blocks of a page, in order."""
+    found = []
+    for match in FENCE.finditer(page.read_text()):
+        label = LABEL.search(match["label"] or "")
+        place = (label[2], label[3] or label[1], label[4]) if label else (None, None, None)
+        found.append(Block(match["language"], match["text"], *place))
+    return found
+
+
+def commands_of(text: str) -> list[str]:
+    """The commands of a block of shell lines, without comments; a line that ends in a backslash goes on in the next."""
+    lines = [re.sub(r"\s{2,}(#.*)?$|\s+#\s.*$", "", line) for line in text.replace("\\\n", " ").splitlines()]
+    return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+
+
+class Reader:
+    """A copy of the tree in `folder`, in which a page is followed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in TREE:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, folder / name)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """A .venv as make would have made it: this Python's packages, and the stamps."""
+        venv = self.folder / ".venv"
+        venv.mkdir()
+        for name in ("bin", "lib", "pyvenv.cfg"):
+            (venv / name).symlink_to(Path(sys.prefix) / name)
+        for name in ("train", "finetune", "vision", "dev"):
+            (venv / f"{name}.stamp").touch()
+
+    def follow(self, page: Path) -> str:
+        """Does what the page says, block by block; returns what its commands printed."""
+        printed = ""
+        for block in blocks_of(page):
+            if block.file:
+                self.write(block)
+            elif block.language == "sh":
+                printed += "".join(self.run(command) for command in commands_of(block.text))
+        return printed
+
+    def write(self, block: Block) -> None:
+        """Makes or changes the file that a block is for."""
+        assert block.file is not None
+        path = self.folder / block.file
+        if block.where == "New file":
+            assert not path.exists(), f"{block.file} is there already"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text)
+            return
+        text = path.read_text()
+        if block.where == "At the end of":
+            path.write_text(text + ("\n\n" if path.suffix == ".py" else "") + block.text)
+            return
+        lines = text.splitlines(keepends=True)
+        [number] = [i for i, line in enumerate(lines) if line.strip() == block.line]
+        number += block.where == "after"
+        path.write_text("".join([*lines[:number], block.text, *lines[number:]]))
+
+    def run(self, command: str) -> str:
+        """Runs a command in the copy; returns what it printed. Fails with that if the command fails."""
+        names = ("HYDRA_FULL_ERROR", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+        environment = {name: value for name, value in os.environ.items() if name not in names}
+        environment |= {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        environment["PATH"] = f"{self.folder}/.venv/bin{os.pathsep}{environment['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
+        return done.stdout
