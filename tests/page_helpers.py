@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TREE = ("cwd", "configs", "scripts", "tests", "train.py", "Makefile", "pyproject.toml", "requirements.lock")
+TREE = ("cwd", "configs", "scripts", "tests", "docs", "train.py", "Makefile", "pyproject.toml", "requirements.lock")
 FENCE = re.compile(r"(?:^(?P<label>[^\n]+):\n\n)?^```(?P<language>\w*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
+LONGEST = 250  # seconds of a command
+SHELL = ("sh", "text", "")  # languages of blocks that may hold commands
+COMMAND = re.compile(r"\$?\s*([A-Z_]+=\S+ )*(python|make|pip|torchrun|accelerate|ray|sbatch|docker|git|bash) ")
 LABEL = re.compile(r"(New file|At the end of|In) `([^`]+)`(?:, (after|before) the line `([^`]+)`)?$")
 
 
@@ -39,16 +44,29 @@ def blocks_of(page: Path) -> list[Block]:
 
 
 def commands_of(text: str) -> list[str]:
-    """The commands of a block of shell lines, without comments; a line that ends in a backslash goes on in the next."""
-    lines = [re.sub(r"\s{2,}(#.*)?$|\s+#\s.*$", "", line) for line in text.replace("\\\n", " ").splitlines()]
-    return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+    """The commands of a block of shell lines. What stands behind two spaces explains; a line that ends in a backslash
+    goes on in the next.
+    """
+    lines = [re.sub(r"\s{2,}.*$|\s+#\s.*$", "", line) for line in re.sub(r"\\\n\s*", "", text).splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def all_commands(page: Path) -> list[str]:
+    """Every command that a page shows, in a block or in a line of text, in order."""
+    text = page.read_text()
+    shown = [line for block in blocks_of(page) if block.language in SHELL for line in commands_of(block.text)]
+    inline = [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+    return [command for command in [*shown, *inline] if COMMAND.match(command)]
 
 
 class Reader:
-    """A copy of the tree in `folder`, in which a page is followed."""
+    """A copy of the tree in the empty `folder`, in which a page is followed; prepared text goes to `data`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, data: Path) -> None:
         self.folder = folder
+        data.mkdir(exist_ok=True)
+        for name, place in (("data", data), ("records", ROOT / "records")):
+            (folder / name).symlink_to(place)
         for name in TREE:
             source = ROOT / name
             if source.is_dir():
@@ -100,15 +118,19 @@ class Reader:
         environment = {name: value for name, value in os.environ.items() if name not in names}
         environment |= {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
         environment["PATH"] = f"{self.folder}/.venv/bin{os.pathsep}{environment['PATH']}"
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["bash", "-c", command],
             cwd=self.folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=250,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}"
-        return done.stdout
+        try:
+            printed, _ = process.communicate(timeout=LONGEST)
+        finally:
+            with suppress(ProcessLookupError):  # a sweep's workers outlive a command that is cut off
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 0, f"{command}\n{printed}"
+        return printed
