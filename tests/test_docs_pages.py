@@ -58,7 +58,6 @@ def optimizer_page(reader: Reader, printed: str) -> None:
         assert run.config["optimizer"]["name"] == "adamax"
         assert run.losses()[-1] < run.losses()[0] - 1  # it trains
     assert len({run["loss"] for run in runs.values()}) == len(MODES)  # and each mode is another
-    assert "1 passed" in printed or "\n." in f"\n{printed}"
     assert len(re.findall(r"^\w{8} .* adamax .* done ", printed, re.MULTILINE)) == len(MODES)
 
 
@@ -78,7 +77,6 @@ def model_page(reader: Reader, printed: str) -> None:
     width, layers, ids = 32, 4, model.config.vocab_size
     by_hand = 2 * ids * width + layers * (4 * width**2 + 3 * width * 96 + 2 * width) + width
     assert sum(p.numel() for p in model.parameters()) == runs["llama"]["parameters"] == by_hand
-    torch.manual_seed(runs["llama"].config["seed"])
     assert runs["llama"].losses()[-1] < runs["llama"].losses()[0] - 1
 
 
@@ -100,11 +98,10 @@ def claim_page(reader: Reader, printed: str) -> None:
             a, b = (runs[optimizer, mode, int(seed)] for mode in ("cautious", "decoupled"))
             if claim["claim"] == "larger_weights":
                 assert value == pytest.approx(a.curve("rms_x")[-1] - b.curve("rms_x")[-1], abs=1e-12)
-            else:  # telemetry at steps 0, 5, 10, 15 of 20: one lies in the last fifth, or none
+            else:
                 late = [v for v, step in zip(a.curve("mask_ratio"), telemetry_steps(a), strict=True) if step >= 16]
                 assert value == pytest.approx(fmean(late), abs=1e-12)
-    ledger, records = printed.split("weights: Root mean square")[1:], printed.rpartition("weights: Root mean square")[2]
-    assert ledger
+    records = printed.rpartition("weights: Root mean square")[2]  # what the last command shows
     assert len(re.findall(r"^ *weights +(larger_weights|most_agree) +smoke ", printed, re.MULTILINE)) == 2
     assert re.search(r"larger_weights +AdamW +\d of 5 +\+0\.\d+", records)
 
