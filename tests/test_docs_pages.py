@@ -140,6 +140,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prepared")
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("page", STEPS.values(), ids=list(STEPS))
 def test_a_page_can_be_followed_as_it_stands(page: Path, tmp_path: Path, prepared: Path) -> None:
     reader = Reader(tmp_path, prepared)
@@ -152,6 +153,7 @@ def test_each_page_that_adds_something_is_followed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_table10_at_smoke_scale(tmp_path: Path, prepared: Path) -> None:
     reader = Reader(tmp_path, prepared)
     reader.run("make table10 SCALE=smoke")
