@@ -28,7 +28,7 @@ OWN = {("figure1", None, o, a): {"multiple": 3.0} for o in ("adamw", "lion", "mu
 
 def test_there_is_one_for_each_table_and_figure_of_the_paper() -> None:
     assert NAMES[: len(PAPER)] == PAPER
-    assert set(NAMES) - set(PAPER) == {"demo", "tuning", "tuning_images", "fair", "appendix_c"}
+    assert set(NAMES) - set(PAPER) >= {"demo", "tuning", "tuning_images", "fair", "appendix_c"}
 
 
 def test_no_two_claims_share_a_name_and_there_are_about_twenty() -> None:

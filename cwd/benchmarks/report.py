@@ -14,7 +14,7 @@ import torch
 from cwd.benchmarks.workload import device
 from cwd.errors import UserError, nearest
 from cwd.files import write_atomically
-from cwd.training.environment import describe_environment
+from cwd.runs.environment import describe_environment
 
 FIRST = 44  # width of a table's first column in the terminal
 HEAD = """# Benchmarks

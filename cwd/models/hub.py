@@ -9,11 +9,12 @@ transformers' defaults would keep gradients from a row of the table.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import transformers
 from torch import nn
-from transformers import GPT2Config, OlmoConfig, PreTrainedConfig, Qwen3Config
+from transformers import GPT2Config, OlmoConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config
 from transformers import initialization as init
 from transformers.models.olmo.modeling_olmo import OlmoDecoderLayer
 
@@ -99,6 +100,12 @@ class GPT2LMHeadModel(_Drawn, transformers.GPT2LMHeadModel):
     forward = accepts_targets(transformers.GPT2LMHeadModel.forward)
 
 
+def _rotary(seq_len: int, theta: float) -> dict[str, Any]:
+    """What configurations of models with rotary positions share."""
+    angles = {"rope_type": "default", "rope_theta": theta}
+    return {"max_position_embeddings": seq_len, "rope_parameters": angles, **NO_TOKENS}
+
+
 def olmo(
     *,
     vocab_size: int,
@@ -120,10 +127,8 @@ def olmo(
         intermediate_size=mlp_ratio * hidden_size // 2,
         num_hidden_layers=num_hidden_layers,
         num_attention_heads=num_attention_heads,
-        max_position_embeddings=seq_len,
-        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=tie_word_embeddings,
-        **NO_TOKENS,
+        **_rotary(seq_len, rope_theta),
         **attention,
     )
     return OlmoForCausalLM(config)
@@ -154,10 +159,8 @@ def qwen3(
         num_key_value_heads=num_key_value_heads,
         head_dim=head_dim,
         rms_norm_eps=rms_norm_eps,
-        max_position_embeddings=seq_len,
-        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=tie_word_embeddings,
-        **NO_TOKENS,
+        **_rotary(seq_len, rope_theta),
         **attention,
     )
     return Qwen3ForCausalLM(config)
@@ -194,3 +197,6 @@ def gpt2(
         **attention,
     )
     return GPT2LMHeadModel(config)
+
+
+BUILDERS: dict[str, Callable[..., PreTrainedModel]] = {"olmo": olmo, "qwen3": qwen3, "gpt2": gpt2}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from cwd.errors import UserError, nearest
-from cwd.models.hub import gpt2, olmo, qwen3
+from cwd.models.hub import BUILDERS
 from cwd.models.simply import SimplyConfig, SimplyForCausalLM
 
 
@@ -18,7 +18,7 @@ def _simply(*, vocab_size: int, seq_len: int, **shape: Any) -> PreTrainedModel:
     return SimplyForCausalLM(SimplyConfig(vocab_size=vocab_size, max_position_embeddings=seq_len, **shape))
 
 
-FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"simply": _simply, "olmo": olmo, "qwen3": qwen3, "gpt2": gpt2}
+FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {"simply": _simply, **BUILDERS}
 WIDTHS = ("hidden_size", "head_dim", "intermediate_size")  # what `shrink` divides, where a family has it
 
 

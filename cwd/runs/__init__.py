@@ -1,4 +1,6 @@
-"""A run's identity, folder, metrics and status: written by training, read by evidence. Needs no torch."""
+"""A run's identity, folder, metrics and status: written by training, read by evidence. Needs no torch, but for
+environment.py.
+"""
 
 from cwd.runs.metrics import MetricsLog, read_metrics
 from cwd.runs.record import Record, RunBusy, all_records, run_key

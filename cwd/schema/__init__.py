@@ -6,10 +6,12 @@ hold can depend on the `name` in it; VARIANTS says how. cwd.config does the chec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cwd.schema.data import (
     C4,
+    DATASETS,
     TRAINED_TOKENIZERS,
     Data,
     Dataset,
@@ -27,11 +29,12 @@ from cwd.schema.data import (
     Text,
 )
 from cwd.schema.fields import apart, choice, later, number
-from cwd.schema.models import GPT2, Hub, Language, Model, Olmo, Pretrained, Qwen3, Simply, Timm
+from cwd.schema.models import GPT2, MODELS, Hub, Language, Model, Olmo, Pretrained, Qwen3, Simply, Timm
 from cwd.schema.optimization import (
     DECAY_SCHEDULES,
     MODES,
-    RULES,
+    OPTIMIZERS,
+    SCHEDULES,
     SGD,
     WSD,
     AdamHyper,
@@ -51,7 +54,6 @@ __all__ = [
     "DECAY_SCHEDULES",
     "GPT2",
     "MODES",
-    "RULES",
     "SELECTORS",
     "SGD",
     "TRAINED_TOKENIZERS",
@@ -180,21 +182,10 @@ class Config:
     machine: Machine = apart(Machine)
 
 
-VARIANTS: dict[str, dict[str, type]] = {
-    "model": {"simply": Simply, "olmo": Olmo, "qwen3": Qwen3, "gpt2": GPT2, "pretrained": Pretrained, "timm": Timm},
-    "optimizer": {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD},
-    "dataset": {
-        "python_source": PythonSource,
-        "text": Text,
-        "c4": C4,
-        "dolma": Dolma,
-        "pile": Pile,
-        "fineweb_edu": FineWebEdu,
-        "instructions": Instructions,
-        "digits": Digits,
-        "image_folder": ImageFolder,
-        "imagenet": ImageNet,
-    },
-    "schedule": {"cosine": Cosine, "wsd": WSD, "constant": Constant},
+VARIANTS: dict[str, Mapping[str, type]] = {
+    "model": MODELS,
+    "optimizer": OPTIMIZERS,
+    "dataset": DATASETS,
+    "schedule": SCHEDULES,
 }
 SELECTORS = {section: "family" if section == "model" else "name" for section in VARIANTS}  # the key that picks

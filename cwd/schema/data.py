@@ -150,3 +150,17 @@ class Recipe:
     drop_path: float = number(0.0, low=0, high=1, below=True)
     ema: float | None = number(None, low=0, high=1, below=True)  # decay of an average of the weights, at each update
     crop_fraction: float = number(0.875, low=0, high=1, above=True)  # of the image, in evaluation: the centre
+
+
+DATASETS: dict[str, type[Data]] = {
+    "python_source": PythonSource,
+    "text": Text,
+    "c4": C4,
+    "dolma": Dolma,
+    "pile": Pile,
+    "fineweb_edu": FineWebEdu,
+    "instructions": Instructions,
+    "digits": Digits,
+    "image_folder": ImageFolder,
+    "imagenet": ImageNet,
+}

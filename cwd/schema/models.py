@@ -108,3 +108,13 @@ class Timm(Model):
     layers: list[int] | None = None  # of a ResNet, as the next two: blocks in each stage
     channels: list[int] | None = None  # of the stages
     stem_width: int | None = number(None, low=1)  # of a stem of three small convolutions
+
+
+MODELS: dict[str, type[Model]] = {
+    "simply": Simply,
+    "olmo": Olmo,
+    "qwen3": Qwen3,
+    "gpt2": GPT2,
+    "pretrained": Pretrained,
+    "timm": Timm,
+}

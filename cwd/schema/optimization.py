@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cwd.schema.fields import choice, later, number
 
-RULES = ("adamw", "lion", "muon", "sgd")
 DECAY_SCHEDULES = ("constant", "corrected", "linear", "cosine")
-MODES = ("none", "decoupled", "cautious", "random", "gradient", "inner_product", "opposite", "scaled", "spd")
+MODES = tuple(sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "decay").glob("*.yaml")))
 
 
 @dataclass
@@ -16,7 +16,7 @@ class Group:
     """A line of the parameter groups: the first whose globs match a parameter's name gets it."""
 
     match: list[str] = field(default_factory=list)
-    rule: str = choice(of=RULES)
+    rule: str = "???"  # the optimizer's, or the one that stands beside it
     decay: bool = True
     lr_multiple: float = number(1.0, low=0, above=True)
 
@@ -78,6 +78,9 @@ class SGD(Optimizer):
     nesterov: bool = False
 
 
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "lion": Lion, "muon": Muon, "sgd": SGD}
+
+
 @dataclass
 class Decay:
     """Which coordinates decay, lambda, and how lambda moves over the run (corrected: AdamC, lambda * lr / peak lr)."""
@@ -120,3 +123,6 @@ class Constant(Schedule):
 
     name: str = choice("constant", of=("constant",))
     end_factor: float = number(1.0, low=1, high=1)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {"cosine": Cosine, "wsd": WSD, "constant": Constant}

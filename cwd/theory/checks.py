@@ -156,7 +156,7 @@ def check_identity(name: str, settings: dict[str, Any] | None = None) -> dict[st
 def _perform(check: Check, record: Record, say: Callable[[str], None]) -> None:
     import torch
 
-    from cwd.training.environment import describe_environment
+    from cwd.runs.environment import describe_environment
 
     theory, began = record.config["theory"], time.perf_counter()
     record.metrics_file.unlink(missing_ok=True)  # of a check that was stopped

@@ -13,8 +13,8 @@ from transformers.utils import logging as transformers_logging
 from cwd import schema
 from cwd.data.tokens import TokenData
 from cwd.runs import Record
+from cwd.runs.environment import describe_environment
 from cwd.training.checkpoint import remove_checkpoints
-from cwd.training.environment import describe_environment
 from cwd.training.memory import keep_freed_memory
 from cwd.training.parallel import open_accelerator, share_of
 from cwd.training.processes import Processes

@@ -56,6 +56,21 @@ class Task(Protocol):
         """What else is worth keeping in the run's summary."""
 
 
+class TextTask:
+    """What the tasks on rows of token ids share."""
+
+    unit = "tokens"
+    metrics: tuple[str, ...] = ("loss", "accuracy")
+
+    def load(self, batch: Batch) -> Batch:
+        """The rows as they are."""
+        return batch
+
+    def summary(self) -> dict[str, Any]:
+        """Nothing else."""
+        return {}
+
+
 class Share(NamedTuple):
     """A process's part of each batch: `rows` rows from `first` on, `at_once` of them together; it is number `process`
     of `processes`.

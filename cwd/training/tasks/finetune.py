@@ -17,16 +17,13 @@ from cwd.data.instructions import IGNORED, InstructionData, Rows
 from cwd.data.orders import epoch_order
 from cwd.errors import UserError
 from cwd.training.pretrained import Source
-from cwd.training.tasks import Batch
+from cwd.training.tasks import Batch, TextTask
 
 
-class FinetuneTask:
+class FinetuneTask(TextTask):
     """Instructions and answers in rows (B, T). Every answer token of a batch counts alike, whatever its row, and
     however the batch is cut in micro-batches and shared among processes.
     """
-
-    unit = "tokens"
-    metrics: tuple[str, ...] = ("loss", "accuracy")
 
     def __init__(self, config: schema.Config, data: InstructionData, source: Source) -> None:
         assert isinstance(config.model, schema.Pretrained)
@@ -96,14 +93,6 @@ class FinetuneTask:
         losses, right = _answers(model, batch)
         count = torch.tensor(float(losses.numel()), dtype=torch.float64, device=losses.device)
         return {"loss": losses.double().sum(), "accuracy": right.double().sum(), "count": count}
-
-    def summary(self) -> dict[str, Any]:
-        """Nothing else."""
-        return {}
-
-    def load(self, batch: Batch) -> Batch:
-        """The rows as they are."""
-        return batch
 
     def save_model(self, model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
         """A folder for transformers' Auto classes, adapters merged into the weights; they themselves, for peft, in

@@ -17,18 +17,15 @@ from cwd.data.tokens import TokenData
 from cwd.errors import UserError
 from cwd.models import build
 from cwd.models.zoo import count_parameters
-from cwd.training.tasks import Batch
+from cwd.training.tasks import Batch, TextTask
 
 ALL_LOGITS = 2**27  # tokens x classes of a micro-batch above which the loss goes by chunks: 512 MiB in float32
 
 
-class LanguageTask:
+class LanguageTask(TextTask):
     """Next-token prediction over packed rows (B, T): every token is predicted, the first of a row from id 0 (the
     paper's packing).
     """
-
-    unit = "tokens"
-    metrics: tuple[str, ...] = ("loss", "accuracy")
 
     def __init__(self, config: schema.Config, data: TokenData) -> None:
         assert isinstance(config.model, schema.Language)
@@ -73,10 +70,6 @@ class LanguageTask:
         """inputs and targets, both (batch_size, seq_len) int64."""
         size, length = self._training.batch_size, self._seq_len
         return _tensors(rows(self._train, seed=self._seed, step=step, batch_size=size, seq_len=length))
-
-    def load(self, batch: Batch) -> Batch:
-        """The rows as they are."""
-        return batch
 
     def units(self, batch: Batch) -> int:
         """Target tokens."""
@@ -124,10 +117,6 @@ class LanguageTask:
         """A folder for transformers' Auto classes, with the tokenizer."""
         model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         save_for_transformers(self._data.tokenizer(), folder)
-
-    def summary(self) -> dict[str, Any]:
-        """Nothing else."""
-        return {}
 
 
 def attention(model: schema.Language, machine: schema.Machine) -> str | None:

@@ -1,4 +1,4 @@
-"""Where a run runs: versions, commit, machine. Facts only, no environment variables, so no secrets."""
+"""Where a run runs: versions, commit, machine. Facts only, no environment variables, so no secrets. Loads torch."""
 
 from __future__ import annotations
 
