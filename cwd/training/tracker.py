@@ -47,7 +47,7 @@ class Tracker:
         self._thread: threading.Thread | None = None
 
     def begin(self, after: int) -> None:
-        """Opens the tracker. Lines of steps up to `after` are in it already, if any are; later ones are written anew."""
+        """Opens the tracker. Lines of steps up to `after` are in it already, if any are; later ones come anew."""
         if self._opener is not None:
             self._thread = threading.Thread(target=self._work, args=(self._opener, after), name="tracker", daemon=True)
             self._thread.start()
