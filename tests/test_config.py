@@ -247,7 +247,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.
         value, key = getattr(node, item.name), f"{prefix}{item.name}"
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{key}.")
-        elif isinstance(value, list) and dataclasses.is_dataclass(value[0]):
+        elif isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
             for i, element in enumerate(value):
                 yield from leaves(element, f"{key}.{i}.")
         else:
