@@ -9,7 +9,7 @@ BIN := .venv/bin
 SCALE ?= laptop
 LAUNCHER ?= local
 PLAN = $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(if $(SEEDS),--seeds $(SEEDS))
-EVIDENCE = --scale $(SCALE) --launcher $(LAUNCHER) $(if $(SEEDS),--seeds $(SEEDS))
+EVIDENCE = --scale $(SCALE) --launcher $(LAUNCHER) $(if $(TRACKER),--tracker $(TRACKER)) $(if $(SEEDS),--seeds $(SEEDS))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 
 help:  ## show this list

@@ -18,6 +18,7 @@ from cwd.files import write_atomically
 from cwd.schema import VARIANTS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHOWN = ("group", "label", "tags")  # of the tracker's settings, what belongs to the run; no part of the file's name
 FROM_SCALE = (
     "threads",
     "micro_batch_size",
@@ -69,6 +70,8 @@ def write_cells(configs: Iterable[dict[str, Any]], folder: Path) -> list[str]:
             {"defaults": [{"override /scale": plain["scale"]}, *groups], **values}, sort_keys=False
         )
         name = f"run_{hashlib.sha256(content.encode()).hexdigest()[:16]}"  # 12e4... alone would be read as a number
+        shown = {key: plain["tracker"][key] for key in SHOWN}
+        content += yaml.safe_dump({"tracker": shown}, sort_keys=False)
         write_atomically(target / f"{name}.yaml", f"# @package _global_\n{content}".encode())
         names.append(name)
     return names

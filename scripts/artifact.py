@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--scale", default="laptop", help="smoke, laptop or paper")
     parser.add_argument("--seeds", type=int, help="report seeds; the ladder's number if not given")
     parser.add_argument("--launcher", default="local", help="of configs/hydra/launcher/: local, slurm; or basic")
+    parser.add_argument("--tracker", default="none", help="of configs/tracker/: wandb, tensorboard; docs/tracking.md")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder")
     parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of prepared data")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where the written forms go")
@@ -114,6 +115,7 @@ def train(names: Sequence[str], folder: Path, arguments: argparse.Namespace) -> 
     words = [
         f"experiment={','.join(names)}",
         f"hydra/launcher={arguments.launcher}",
+        f"tracker={arguments.tracker}",
         "machine.progress=summary",
         f"machine.runs={arguments.runs}",
         f"machine.data={arguments.data}",

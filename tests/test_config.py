@@ -196,7 +196,7 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "training": ["batch_size", "clip_norm", "precision", "seq_len", "steps"],
         "evaluation": ["every", "sequences"],
         "telemetry": ["every"],
-        "tracker": ["group", "name", "project"],
+        "tracker": ["group", "label", "name", "project", "tags"],
         "machine": [
             *("activation_checkpointing", "attention", "channels_last", "checkpoint_seconds", "compile", "data"),
             *("device", "log_every", "micro_batch_size", "processes", "profile", "progress", "runs", "shard_size"),
@@ -247,7 +247,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.
         value, key = getattr(node, item.name), f"{prefix}{item.name}"
         if dataclasses.is_dataclass(value):
             yield from leaves(value, f"{key}.")
-        elif isinstance(value, list) and dataclasses.is_dataclass(value[0]):
+        elif isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
             for i, element in enumerate(value):
                 yield from leaves(element, f"{key}.{i}.")
         else:
@@ -260,7 +260,7 @@ def other(value: Any, kind: str) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, list):
-        return [*value, value[0]]
+        return [*value, *(value[:1] or ["x"])]
     return value + ("x" if isinstance(value, str) else 1)
 
 

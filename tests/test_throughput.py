@@ -49,12 +49,13 @@ def test_the_formula_is_6n_and_12lta_and_needs_no_weights():
 @pytest.mark.parametrize(
     ("name", "precision", "expected"),
     [
-        ("NVIDIA H100 80GB HBM3", "bf16", 989.5),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
         ("NVIDIA H100 PCIe", "bf16", 756.0),
         ("NVIDIA H100 NVL", "bf16", 835.5),
         ("NVIDIA H200", "fp32", 67.0),
         ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
-        ("NVIDIA A10", "bf16", 125.0),
+        ("NVIDIA L4", "bf16", 121.0),
+        ("NVIDIA A10", "bf16", None),
         ("NVIDIA L40S", "fp32", 91.6),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16", None),
         ("NVIDIA H100 80GB HBM3", "fp64", None),

@@ -20,7 +20,7 @@ from cwd.models import build
 from cwd.optim import RuleOptimizer
 from cwd.runs import all_records, read_metrics
 from cwd.schema import WSD, Constant, Cosine
-from cwd.training import tracker, trainer
+from cwd.training import trainer, wandb_sink
 from cwd.training.schedule import lr_factor
 from cwd.training.sources import load_tokens
 from cwd.training.tasks.language import LanguageTask
@@ -279,16 +279,16 @@ def test_a_tracker_that_fails_costs_the_run_nothing(moment, tmp_path, monkeypatc
             if moment == "log":
                 raise ConnectionError("no route to host")
 
-        def finish(self):
+        def finish(self, exit_code):
             if moment == "finish":
                 raise TimeoutError("still uploading")
 
-    def start(config, record, say):
+    def start(wandb, arguments, say):
         if moment == "start":
             raise OSError("disk quota")
         return Broken()
 
-    monkeypatch.setattr(tracker, "_start_wandb", start)
+    monkeypatch.setattr(wandb_sink, "_open", start)
     result = train(tmp_path, "tracker=wandb")
     assert result.state == "done"
     assert capsys.readouterr().out.count("going on without it") == 1

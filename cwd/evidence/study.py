@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cwd.config import identity_of
 from cwd.errors import UserError
 from cwd.evidence.artifact_files import Artifact, Plain, load_artifact, load_ladder
 from cwd.evidence.artifacts import Point, base_points, expand, missing, with_cells
 from cwd.evidence.claims import Finding, judge
 from cwd.evidence.grid import Cell, RunsFolder
 from cwd.evidence.items import lacks, with_suite
+from cwd.evidence.labels import labelled
 from cwd.evidence.lambdas import Choice, own_choices
 from cwd.evidence.search import Searched, best_of_stages, searches
 from cwd.evidence.theory import Check, find_checks, judge_checks
@@ -42,7 +44,7 @@ class State:
         """The runs to do, those that a choice of lambda waits for among them; as
         :func:`cwd.evidence.artifacts.missing`.
         """
-        return missing([*self.bases, *self.points, *self.tuning])
+        return missing(labelled(self.artifact.name, [*self.bases, *self.points, *self.tuning]))
 
     @cached_property
     def unevaluated(self) -> list[str]:
@@ -146,6 +148,18 @@ def _key_of(cell: Cell) -> str | None:
 
 
 def all_missing(states: Sequence[State]) -> list[tuple[dict[str, Any], float]]:
-    """The runs to do of several artifacts, each once, seed by seed."""
-    runs = {repr(config): (config, cost) for state in states for config, cost in state.missing}
-    return sorted(runs.values(), key=lambda run: run[0]["seed"])
+    """The runs to do of several artifacts, each once, seed by seed. A tracker shows a run that several ask for in the
+    group of the first, with all of them as tags.
+    """
+    runs: dict[str, tuple[dict[str, Any], float]] = {}
+    artifacts: dict[str, list[str]] = {}
+    for state in states:
+        for config, cost in state.missing:
+            name = repr(identity_of(config))
+            runs.setdefault(name, (config, cost))
+            artifacts.setdefault(name, []).append(state.artifact.name)
+    tagged = [
+        ({**config, "tracker": {**config["tracker"], "tags": artifacts[name]}}, cost)
+        for name, (config, cost) in runs.items()
+    ]
+    return sorted(tagged, key=lambda run: run[0]["seed"])

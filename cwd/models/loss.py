@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK = 2**26  # logits at once: 256 MiB in float32
+ALL_LOGITS = 2**27  # tokens x classes of a micro-batch above which the loss goes by chunks: 512 MiB in float32
 
 
 class TokenLosses(NamedTuple):

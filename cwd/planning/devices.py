@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from cwd.errors import UserError, nearest
+from cwd.training.peaks import find_peak
 
 USABLE = 0.9  # of the memory: the rest is for the context, the libraries' workspaces, and what an allocator cannot use
 
@@ -67,7 +68,9 @@ def find_device(name: str, count: int | None) -> Device:
     cores = os.cpu_count() or 1
     memory = about["memory"] * 1e9 if about["memory"] else _machine_memory() / cores
     number = count or (cores if name == "cpu" else about["per_node"])
-    return Device(name, memory, about["tflops"] * 1e12, about["per_node"], about["device"], about["source"], number)
+    peak = find_peak(about["device"])
+    tflops, source = (peak.bf16, peak.source) if peak else (about["tflops"], about["source"])
+    return Device(name, memory, tflops * 1e12, about["per_node"], about["device"], source, number)
 
 
 @cache

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from cwd.errors import UserError
+from cwd.models.loss import ALL_LOGITS
 from cwd.planning.devices import Device
 from cwd.planning.memory import SHARDINGS, Memory, Setting, memory_of
 from cwd.planning.trace import Shape, takes_targets
 from cwd.planning.work import Work
-
-ALL_LOGITS = 2**27  # of a micro-batch, above which the trainer takes the loss by chunks
 
 
 @dataclass(frozen=True)

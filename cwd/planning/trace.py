@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from cwd.models import build
+from cwd.models.loss import CHUNK
 
 TWO, THREE = 2, 3  # one sequence alone takes other paths: a dimension of size 1 is never copied to be laid out anew
-CHUNK = 2**26  # logits that are there at once, in a loss by chunks of tokens
 
 
 @dataclass(frozen=True)

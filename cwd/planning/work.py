@@ -15,8 +15,8 @@ from cwd.models.flops import flops_per_token
 from cwd.models.zoo import FAMILIES, count_parameters
 from cwd.planning.memory import FLOAT, Held, parameters_of, state_bytes
 from cwd.planning.trace import Shape
+from cwd.training.checkpoint import KEEP
 
-KEPT = 2  # checkpoints of a run that goes on (cwd.training.checkpoint), and one that is being written
 # Ids of the tokenizers that the configurations name: bytes; the paper's (Table 8); OLMo-1B's (Table 9); Qwen3's own.
 IDS = {"bytes": 256, "vb100864_openmix_v1": 100_864, "allenai/OLMo-1B-hf": 50_280, "Qwen/Qwen3-0.6B": 151_669}
 BESIDE = "beside_muon"  # of a model's section: globs of what it keeps from Muon
@@ -60,8 +60,8 @@ class Work:
 
     @property
     def checkpoints(self) -> int:
-        """Bytes of the checkpoints while it goes on."""
-        return (KEPT + 1) * (self.weights + sum(map(state_bytes, self.held)))
+        """Bytes of the checkpoints while it goes on: those that are kept, and one that is being written."""
+        return (KEEP + 1) * (self.weights + sum(map(state_bytes, self.held)))
 
     @property
     def record(self) -> int:

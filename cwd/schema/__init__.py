@@ -135,9 +135,11 @@ class Telemetry:
 class Tracker:
     """Where a view of the metrics goes, besides the run's own metrics file."""
 
-    name: str = choice("none", of=("wandb", "none"))
+    name: str = choice("none", of=("wandb", "tensorboard", "none"))
     project: str = "cautious-weight-decay"
-    group: str | None = None
+    group: str | None = None  # of wandb; scripts/artifact.py gives the artifact
+    label: str | None = None  # what the run is called, before its seed; null: optimizer, decay mode, rate and lambda
+    tags: list[str] = field(default_factory=list)  # of wandb, beside scale, optimizer and decay mode
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any
 from cwd import schema
 from cwd.config import identity
 from cwd.errors import UserError
+from cwd.naming import run_name
 from cwd.runs import Record, run_key
 from cwd.runs.record import FINISHED
 from cwd.training.processes import Processes, join
@@ -118,8 +119,8 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress,
 
 
 def _tell(result: Result, config: schema.Config, progress: Progress, found: bool) -> None:
-    values = f"lr {config.optimizer.lr:g} lambda {config.decay.weight_decay:g} seed {config.seed}"
-    arm = f"{config.optimizer.name:<5} {config.decay.mode:<9} {values}"
+    optimizer, mode, values = run_name(config).split(maxsplit=2)
+    arm = f"{optimizer:<5} {mode:<9} {values}"
     if result.summary is None:
         progress.result(f"diverged  {arm}: {result.record.status.get('message', '')}  {result.record.folder}")
         return

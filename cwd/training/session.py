@@ -63,9 +63,10 @@ def train(
 
 def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
     record, main = trainer.record, trainer.accelerator.is_main_process
-    state, summary = "done", None
+    state, summary = "failed", None
     try:
         summary = trainer.fit()
+        state = "done"
         if main:
             record.finish(summary, trainer.step)
             remove_checkpoints(record.folder / "checkpoints")  # not before: a kill in between would cost the whole run
@@ -75,6 +76,7 @@ def _fit(trainer: Trainer) -> tuple[str, Record, dict[str, Any] | None]:
             record.set_status("diverged", error.step, message=str(error))
             remove_checkpoints(record.folder / "checkpoints")
     except Interrupted as error:
+        state = "interrupted"
         if main:
             record.set_status("interrupted", error.step, steps=trainer.steps)
         trainer.progress.close()

@@ -120,6 +120,7 @@ class Trainer:
         self._resume()
         self._log_file = MetricsLog(self.record.metrics_file) if self.accelerator.is_main_process else None
         self._log_resume()
+        self.tracker.begin(self._after)
         self._started = self._saved = time.monotonic()
         self._first_step, self._seconds_before, self._units_here = self.step, self.seconds, 0
         traced = self.config.machine.profile if self.accelerator.is_main_process else 0
@@ -208,7 +209,13 @@ class Trainer:
             "train", loss=loss, grad_norm=norm, lr=self.rule_optimizer.param_groups[0]["lr"], seconds=self.seconds
         )
         self.tracker.log(
-            {"train/loss": loss, "train/grad_norm": norm, f"train/{self.task.unit}_per_second": rate}, self.step
+            {
+                "train/loss": loss,
+                "train/grad_norm": norm,
+                "train/lr": self.rule_optimizer.param_groups[0]["lr"],
+                f"train/{self.task.unit}_per_second": rate,
+            },
+            self.step,
         )
         self.progress.advance(self.step, loss, rate, left)
 
@@ -288,8 +295,7 @@ class Trainer:
     def _log_resume(self) -> None:
         """Undoes, for readers of the metrics, what an earlier start wrote after the step we go on from."""
         if self._log_file is not None and self.record.metrics_file.stat().st_size > 0:
-            # A start from nothing evaluates step 0 once more, so that line goes too.
-            self._log_file.write("resume", self.step if self.step > 0 else -1)
+            self._log_file.write("resume", self._after)
 
     def _finish(self) -> dict[str, Any]:
         """Saves the final weights, and says what came out."""
@@ -307,6 +313,11 @@ class Trainer:
             "pairing": {"weights": self.weights_hash, "batches": self.batches_hash},
             **self.task.summary(),
         }
+
+    @property
+    def _after(self) -> int:
+        """The step up to which lines stand when a start begins: one from nothing evaluates step 0 once more."""
+        return self.step if self.step > 0 else -1
 
     @property
     def _checkpoints(self) -> Path:

@@ -16,10 +16,9 @@ from cwd.data.export import save_for_transformers
 from cwd.data.tokens import TokenData
 from cwd.errors import UserError
 from cwd.models import build
+from cwd.models.loss import ALL_LOGITS
 from cwd.models.zoo import count_parameters
 from cwd.training.tasks import Batch, TextTask
-
-ALL_LOGITS = 2**27  # tokens x classes of a micro-batch above which the loss goes by chunks: 512 MiB in float32
 
 
 class LanguageTask(TextTask):
