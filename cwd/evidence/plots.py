@@ -9,11 +9,8 @@ import textwrap
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
+from cwd.evidence.colours import other_styles, style_of
 from cwd.evidence.document import Document, Panel
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart; an arm has the same in every figure.
-COLOURS = {"decoupled": "#0072B2", "cautious": "#D55E00", "none": "#7F7F7F", "AdamW": "#0072B2", "Muon": "#009E73"}
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def draw(document: Document, kind: str) -> bytes:
@@ -44,11 +41,11 @@ def draw(document: Document, kind: str) -> bytes:
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    others = iter(OTHERS * 3)
+    others = other_styles()
     if panel.kind == "path":
         axes.set_aspect("equal", adjustable="datalim")
     for series in panel.series:
-        colour = COLOURS.get(series.label) or next(others)
+        colour = (style_of(series.label) or next(others)).colour
         marker = "o" if len(series.x) <= 12 else None
         if panel.kind == "path":
             axes.plot(series.x[-1], series.y[-1], marker="*", color="black", markersize=6, zorder=3)
