@@ -63,7 +63,8 @@ MARKERS: dict[str, str] = {
 }
 """An arm or an optimizer -> matplotlib's name of its marker."""
 
-OTHERS = tuple(ARM_COLOURS[arm] for arm in ("gradient", "random", "opposite", "inner_product", "scaled", "spd"))
+OTHERS = ("#117733", "#CC79A7", "#332288", "#999933", "#2F9BD6", "#882255", "#6B3D2E", "#009E73")
+"""For lines that are neither; none is the colour of the arms that nearly every figure has."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from cwd.evidence.colours import PAPER_COLOUR, Style, other_styles, style_of
 from cwd.evidence.document import PAPER, Document, Figure, Panel, Series
 
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "pdf.fonttype": 42,  # TrueType, which journals ask for; the default, type 3, cannot be edited
     "ps.fonttype": 42,
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
