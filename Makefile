@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c fair
-.PHONY: help demo tune plan paper $(ARTIFACTS) ledger test lint types unit proofs setup setup-dev clean
+.PHONY: help demo tune plan paper $(ARTIFACTS) ledger bundle verify test lint types unit proofs setup setup-dev clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,12 @@ plan: .venv/train.stamp  ## time, memory, cost and seeds before a GPU hour: ARTI
 
 ledger: .venv/train.stamp  ## every claim of the paper, and what the runs that are there say
 	@$(BIN)/python scripts/report.py --scale $(SCALE)
+
+bundle: .venv/train.stamp  ## records, tables and figures in one archive: ARTIFACT="table10 figure1" (all, if none) RUNS=runs
+	@$(BIN)/python scripts/bundle.py $(ARTIFACT) --scale $(SCALE) $(if $(RUNS),--runs $(RUNS)) $(if $(SEEDS),--seeds $(SEEDS))
+
+verify: .venv/train.stamp  ## recompute every table of a bundle, or of BUNDLE=path, from the raw metrics
+	@$(BIN)/python scripts/verify.py $(or $(BUNDLE),results/$(SCALE)/bundle.zip)
 
 test: .venv/dev.stamp  ## everything that must hold: formatting, lint, types, unit tests
 	@$(MAKE) --no-print-directory lint types unit

@@ -53,13 +53,14 @@ class Layout:
     columns: tuple[str, ...] = ()
     where: dict[str, str] = field(default_factory=dict)  # only runs with these coordinates
     x: str = _of("step", "lambda", "size", default="step")
+    y: str = _of("linear", "log", default="linear")  # the scale, where the paper's is
     panels: tuple[str, ...] = ()
     lines: tuple[str, ...] = ()
     windows: tuple[float, ...] = (1.0,)  # over step: each panel again for this first part of the run
     start: float = 0.0  # over step: from this fraction of the run
     paths: bool = False  # theory: the paths that the checks recorded
     fields: tuple[str, ...] = ()  # theory: what of the checks' summaries is shown; see cwd.evidence.theory.select
-    published: str | None = None  # where in published.yaml a cell's number is; see Claim.published
+    published: str | None = None  # where in published.yaml a cell's number (a line's last) is; see Claim.published
 
 
 @dataclass(frozen=True)

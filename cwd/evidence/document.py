@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+PAPER = "paper:"  # begins the label of a line that the paper printed
 ROWS = 9  # of a curve, where a figure is shown as a table
 
 
@@ -38,6 +39,7 @@ class Panel:
     y_label: str
     series: tuple[Series, ...]
     x_scale: str = "linear"  # linear, log, symlog
+    y_scale: str = "linear"  # linear, log
     kind: str = "curve"  # curve; path: in the plane, x and y on one scale, where each ends is what counts
 
 
@@ -48,6 +50,7 @@ class Figure:
     title: str
     panels: tuple[Panel, ...]
     columns: int = 3
+    caption: str = ""  # below the image: what lines and intervals are, and over how many seeds
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ def export_records(states: Sequence[State], folder: Path) -> list[str]:
     for state in states:
         metrics = (*state.artifact.layout.metrics, *(claim.metric for claim in state.artifact.claims))
         tensors = any(":" in metric for metric in metrics)
-        cells = [cell for point in state.points for cell in point.cells.values()]
+        points = (*state.bases, *state.points, *state.tuning)  # a choice of lambda is made from the tuning's runs
+        cells = [cell for point in points for cell in point.cells.values()]
         records = [cell.record for cell in cells if cell.record and cell.state in ("done", "diverged")]
         for record in (*records, *(check.record for check in state.checks if check.record)):
             before = wanted.get(record.key, (record, False))[1]

@@ -1,4 +1,6 @@
-"""Figures of an artifact: means over seeds, with a band that shows how far paired runs scatter."""
+"""Figures of an artifact: means over seeds, with an interval that shows how far paired runs scatter, and at the paper's
+scale what it printed.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from cwd.evidence.artifact_files import Layout
+from cwd.evidence.artifact_files import Artifact, Layout
 from cwd.evidence.artifacts import Point
-from cwd.evidence.document import Figure, Panel, Series
+from cwd.evidence.document import PAPER, Figure, Panel, Series
 from cwd.evidence.measures import curve
+from cwd.evidence.published import look_up
 from cwd.evidence.study import State
 from cwd.evidence.tables import name_of, stand_in, values_of
 
@@ -30,12 +33,32 @@ def build_figure(state: State) -> Figure:
     """The artifact's figure, from the runs that are done."""
     layout = state.artifact.layout
     points = [point for point in state.points if point.matches(layout.where)]
-    panels = [panel for metric in layout.metrics for panel in _panels(layout, points, metric, state.scale)]
+    panels = [panel for metric in layout.metrics for panel in _panels(state.artifact, points, metric, state.scale)]
     across = next((len(_values(points, axis)) for axis in reversed(layout.panels)), len(panels))
-    return Figure(state.artifact.title, tuple(panels), min(3, across) if across < 6 else 4)
+    columns = min(3, across) if across < 6 or across % 6 == 0 else 4
+    return Figure(state.artifact.title, tuple(panels), columns, _caption(layout, points))
 
 
-def _panels(layout: Layout, points: Sequence[Point], metric: str, scale: str) -> Iterator[Panel]:
+def _caption(layout: Layout, points: Sequence[Point]) -> str:
+    """What lines and intervals are, over how many seeds, and how the axes differ from the paper's."""
+    counts = sorted({len(point.done()) for point in points if point.done()})
+    if not counts:
+        return ""
+    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    what = "Bands" if layout.x == "step" else "Bars"
+    interval = (
+        f"{what}: one standard deviation over seeds, each seed's mean over the lines taken out, as arms are paired."
+    )
+    notes = {
+        "lambda": " λ: logarithmic from the first point above zero on; the paper's axis is linear.",
+        "size": " Parameters: of the models that were trained.",
+    }
+    words = f"Mean of {seeds} seeds. {interval}" if counts[-1] > 1 else "One seed: no interval."
+    return words + notes.get(layout.x, "")
+
+
+def _panels(artifact: Artifact, points: Sequence[Point], metric: str, scale: str) -> Iterator[Panel]:
+    layout = artifact.layout
     axes = [_values(points, axis) for axis in layout.panels]
     for choice in itertools.product(*axes):
         where = dict(zip(layout.panels, choice, strict=True))
@@ -48,8 +71,24 @@ def _panels(layout: Layout, points: Sequence[Point], metric: str, scale: str) ->
             title = ", ".join(
                 [*names, *([] if len(layout.windows) == 1 else ["the beginning" if window < 1 else "the whole run"])]
             )
-            series = tuple(_lines(layout, mine, metric, window))
-            yield Panel(title, _x_label(layout.x), _y_label(metric), series, _x_scale(layout.x))
+            series = _lines(layout, mine, metric, window)
+            if scale == "paper" and layout.published and window == 1:
+                series += _printed(artifact, mine)
+            yield Panel(title, _x_label(layout.x), _y_label(metric), tuple(series), _x_scale(layout.x), layout.y)
+
+
+def _printed(artifact: Artifact, points: Sequence[Point]) -> list[Series]:
+    """What the paper printed for these runs: its final loss, at their number of parameters or at their last step."""
+    layout = artifact.layout
+    lines: dict[str, dict[float, float]] = {}
+    for point in points:
+        value = look_up(str(layout.published), point.coordinates, artifact.aliases)
+        done = next(iter(point.done().values()), None)
+        if isinstance(value, float) and done and done.summary:
+            x = done.identity["training"]["steps"] if layout.x == "step" else done.summary["parameters"]
+            label = " ".join(name_of(point.coordinates.get(axis)) for axis in layout.lines)
+            lines.setdefault(f"{PAPER} {label}", {})[float(x)] = value
+    return [Series(label, tuple(sorted(dots)), tuple(dots[x] for x in sorted(dots))) for label, dots in lines.items()]
 
 
 def _lines(layout: Layout, points: Sequence[Point], metric: str, window: float) -> list[Series]:
@@ -90,6 +129,8 @@ def _dots(layout: Layout, point: Point, metric: str, window: float) -> Iterator[
 def _series(label: str, dots: Dots, lines: Sequence[Dots]) -> Series:
     xs = sorted(dots)
     means = [fmean(dots[x].values()) for x in xs]
+    if all(len(dots[x]) < 2 for x in xs):  # one seed says nothing of how far it scatters
+        return Series(label, tuple(xs), tuple(means))
     spreads = [_spread(dots, lines, x) for x in xs]
     low, high = (tuple(m + sign * s for m, s in zip(means, spreads, strict=True)) for sign in (-1, 1))
     return Series(label, tuple(xs), tuple(means), low, high)

@@ -92,19 +92,28 @@ def to_json(document: Document) -> str:
 def write_all(document: Document, folder: Path) -> list[Path]:
     """Writes NAME.md, .tex and .json into `folder`, and NAME.png and .pdf of a figure; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / document.name
-    contents: dict[str, bytes] = {}
-    if document.figures:
-        from cwd.evidence.plots import draw
+    contents = {**images(document), **texts(document)}
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
 
-        contents = {kind: draw(document, kind) for kind in ("png", "pdf")}
-    image = f"{document.name}." if contents else None
-    contents["md"] = to_markdown(document, image and image + "png").encode()
-    contents["tex"] = to_latex(document, image and image + "pdf").encode()
-    contents["json"] = to_json(document).encode()
-    for suffix, content in contents.items():
-        write_atomically(stem.with_suffix(f".{suffix}"), content)
-    return [stem.with_suffix(f".{suffix}") for suffix in contents]
+
+def images(document: Document) -> dict[str, bytes]:
+    """File name -> content, of its figure's PNG and PDF; {} without a figure."""
+    if not document.figures:
+        return {}
+    from cwd.evidence.plots import draw
+
+    return {f"{document.name}.{kind}": draw(document, kind) for kind in ("png", "pdf")}
+
+
+def texts(document: Document) -> dict[str, bytes]:
+    """File name -> content, of its Markdown, LaTeX and JSON."""
+    image = f"{document.name}." if document.figures else None
+    markdown = to_markdown(document, image and image + "png")
+    latex = to_latex(document, image and image + "pdf")
+    forms = {"md": markdown, "tex": latex, "json": to_json(document)}
+    return {f"{document.name}.{suffix}": text.encode() for suffix, text in forms.items()}
 
 
 def _tables(document: Document) -> list[Table]:

@@ -108,7 +108,8 @@ def paths_figure(artifact: Artifact, checks: Sequence[Check]) -> list[Figure]:
     if not artifact.layout.paths:
         return []
     panels = [panel for check in checks if check.record for panel in _path_panels(check.record)]
-    return [Figure(artifact.title, tuple(panels), 3)]
+    caption = "Each path goes from a ring to a star; its colour is its start's. One run of each, without noise."
+    return [Figure(artifact.title, tuple(panels), 3, caption)]
 
 
 def _path_panels(record: Record) -> Iterator[Panel]:
