@@ -1,0 +1,148 @@
+"""How far the runs of artifacts are, from their records, the queue and the sessions: what ``make status`` prints."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cwd.config import identity_of
+from cwd.evidence.grid import Cell
+from cwd.evidence.study import State
+from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs
+from cwd.runs import Record, read_metrics
+from cwd.sweeping.submissions import Submission, current_queue, jobs_of_cells, live_submissions
+from cwd.sweeps import write_cells
+from cwd.training.progress import duration
+
+ORDER = ("done", "diverged", "running", "queued", "stopped", "failed", "to do")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One run: its configuration, its state (of ORDER) and what a person wants to know of it."""
+
+    config: dict[str, Any]
+    state: str
+    record: Record | None
+    step: int = 0
+    left: float | None = None  # seconds of work, None where nothing says it
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Which run it is, in a few words."""
+        config = self.config
+        arm = f"{config['optimizer']['name']:<5} {config['decay']['mode']:<9}"
+        values = f"lr {config['optimizer']['lr']:g} lambda {config['decay']['weight_decay']:g} seed {config['seed']}"
+        return f"{config['model']['name']} {arm} {values}"
+
+
+def runs_of(states: Sequence[State]) -> list[tuple[dict[str, Any], Cell]]:
+    """(whole configuration, cell) of every run that the artifacts ask for so far, once each, seed by seed."""
+    found: dict[str, tuple[dict[str, Any], Cell]] = {}
+    for state in states:
+        for point in (*state.bases, *state.points, *state.tuning):
+            for seed, cell in point.cells.items():
+                config = point.on(seed)
+                found.setdefault(repr(identity_of(config)), (config, cell))
+    return sorted(found.values(), key=lambda pair: pair[0]["seed"])
+
+
+def standings(states: Sequence[State], runs: Path) -> list[Standing]:
+    """Every run of :func:`runs_of` as it stands now."""
+    pairs = runs_of(states)
+    names = write_cells([config for config, _ in pairs], runs.absolute() / ".cells") if runs.is_dir() else []
+    jobs, queue = jobs_of_cells(runs), current_queue() or {}
+    waited = any(one.scheduler == "session" for one in live_submissions(runs))
+    forecaster = Forecaster(past_runs(runs, ""), ladder_seconds(states))
+    found = []
+    for i, (config, cell) in enumerate(pairs):
+        job = jobs.get(names[i]) if names else None
+        found.append(_standing(config, cell, job, queue, waited, forecaster))
+    return found
+
+
+def _standing(
+    config: dict[str, Any],
+    cell: Cell,
+    job: tuple[str, str] | None,
+    queue: Mapping[str, str],
+    waited: bool,
+    forecaster: Forecaster,
+) -> Standing:
+    record, state = cell.record, cell.state
+    if state in ("done", "diverged"):
+        message = str(record.status.get("message", "")) if record else ""
+        return Standing(config, state, record, note=message)
+    whole = forecaster.duration(config)
+    seconds = whole.seconds if whole else None
+    if record and state == "running":
+        return _running(config, record, seconds, f"job {job[0]}" if job and job[0] in queue else "")
+    step = record.status["step"] if record else 0
+    left = seconds * (1 - step / config["training"]["steps"]) if seconds is not None else None
+    if job and job[0] in queue:
+        return Standing(config, "queued", record, step, left, f"job {job[0]} {queue[job[0]]}")
+    if record and state == "failed":
+        return Standing(config, "failed", record, step, left, f"{record.status.get('message', '')}  {record.folder}")
+    if waited:
+        return Standing(config, "queued", record, step, left)
+    if job:
+        return Standing(config, "stopped", record, step, left, f"job {job[0]} has ended without it; log {job[1]}")
+    return Standing(config, "stopped" if record else "to do", record, step, left)
+
+
+def _running(config: dict[str, Any], record: Record, seconds: float | None, note: str) -> Standing:
+    """By the run's own speed as soon as it has one."""
+    lines = read_metrics(record.metrics_file, "train")
+    steps = config["training"]["steps"]
+    step, past = (lines[-1]["step"], lines[-1].get("seconds")) if lines else (record.status["step"], None)
+    if step and past:
+        seconds = past / step * steps
+    left = seconds * (1 - step / steps) if seconds is not None else None
+    signs = [path.stat().st_mtime for path in (record.metrics_file, record.folder / "status.json") if path.exists()]
+    ago = duration(max(time.time() - max(signs, default=time.time()), 0))
+    return Standing(config, "running", record, step, left, f"last sign of life {ago} ago  {note}".rstrip())
+
+
+def lines_of(found: Sequence[Standing]) -> list[str]:
+    """A count of each state, then a line for each run that is neither done nor merely waiting."""
+    counts = {state: sum(one.state == state for one in found) for state in ORDER}
+    lines = [f"{len(found)} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}"]
+    for one in found:
+        if one.state in ("running", "stopped", "failed", "diverged"):
+            where = f"step {one.step} of {one.config['training']['steps']}"
+            lines.append(f"  {one.state:<8}  {one.label}  {where}  {one.note}".rstrip())
+    waiting = [one.note for one in found if one.state == "queued" and one.note]
+    if waiting:
+        lines.append(f"  queued    {', '.join(waiting)}")
+    return [*lines, *_time_left(found)]
+
+
+def _time_left(found: Iterable[Standing]) -> list[str]:
+    open_ones = [one for one in found if one.state not in ("done", "diverged", "failed")]
+    if not open_ones:
+        return []
+    known = [one.left for one in open_ones if one.left is not None]
+    unknown = f"; of {len(open_ones) - len(known)} runs nothing says it yet" if len(known) < len(open_ones) else ""
+    if not known:
+        return [f"time left: nothing says it yet, for {len(open_ones)} runs"]
+    running = sum(one.state == "running" for one in open_ones)
+    workers = running or min(os.cpu_count() or 1, len(open_ones))
+    longest = max(known)
+    about = duration(max(sum(known) / workers, longest))
+    return [f"time left: about {about}, {workers} runs at once{unknown}"]
+
+
+def tell_submissions(live: Sequence[Submission]) -> list[str]:
+    """A line for each session and each array of jobs that may still be at work."""
+    lines = []
+    for one in live:
+        if one.scheduler == "session":
+            lines.append(f"session: process {one.pid} on {one.host}, since {one.submitted}, log {one.log}")
+        else:
+            lines.append(f"slurm: job {next(iter(one.jobs)).split('_')[0]}, since {one.submitted}, logs {one.log}")
+    return lines
