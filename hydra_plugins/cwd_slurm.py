@@ -1,12 +1,13 @@
 """``hydra/launcher=slurm``: submitit's launcher, with what it submits frozen, and without sacct.
 
 Hydra finds launchers in modules of this name. Configurations are composed at submission and the code is copied
-(cwd.sweeping.frozen), so an edit while jobs wait changes nothing. A run that fails is a failed job; a job that is killed
-or runs out of time is queued again (cwd.sweeping.slurm) and goes on from its last checkpoint.
+(cwd.sweeping.frozen), so an edit while jobs wait changes nothing. A run that fails is a failed job; a job that is
+killed or runs out of time is queued again (cwd.sweeping.slurm) and goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ class SlurmLauncher(Launcher):
         configs = [load(self.config, list(overrides)) for overrides in job_overrides]
         numbers = list(range(initial_job_idx, initial_job_idx + len(configs)))
         states = [Singleton.get_state()] * len(configs)
-        jobs = self._executor(code).map_array(self, configs, numbers, states)
+        jobs = self._submit(code, configs, numbers, states)
         cells = {job.job_id: cell_of(list(words)) for job, words in zip(jobs, job_overrides, strict=True)}
         log = str(jobs[0].paths.stderr).replace(jobs[0].job_id, "%j")
         Submission("slurm", str(code), log, cells).write(runs)
@@ -88,13 +89,23 @@ class SlurmLauncher(Launcher):
 
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
-    def _executor(self, code: Path) -> Any:
+    def _submit(self, code: Path, *arguments: Any) -> list[Any]:
         try:
-            import submitit
+            from submitit.core.utils import FailedJobError
         except ModuleNotFoundError as error:
             raise UserError("hydra/launcher=slurm: submitit is not installed; pip install -e '.[cluster]'") from error
+        if shutil.which("squeue") is None:
+            raise UserError("hydra/launcher=slurm: squeue is not here; this is no machine of a SLURM cluster")
+        try:
+            return self._executor(code).map_array(self, *arguments)
+        except FailedJobError as error:
+            raise UserError(f"hydra/launcher=slurm: sbatch refused: {' '.join(str(error).split())}") from error
+
+    def _executor(self, code: Path) -> Any:
+        import submitit
+
         if queue() is None:
-            raise UserError("hydra/launcher=slurm: squeue gives no answer; this is no machine of a SLURM cluster")
+            raise UserError("hydra/launcher=slurm: squeue gives no answer; is the cluster up?")
         executor = submitit.AutoExecutor(
             cluster="slurm",
             folder=self.settings["submitit_folder"],

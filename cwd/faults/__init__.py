@@ -1,1 +1,1 @@
-"""What breaks on clusters, done on purpose: a SLURM of one node, a local Ray, and what happens to the runs of a sweep."""
+"""What breaks on clusters, done on purpose, on a SLURM of one node and a local Ray; and what becomes of the runs."""

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs, by squeue alone: accounting (sacct) is not everywhere, and jobs that have ended leave squeue."""
+"""What SLURM says of jobs, by squeue alone, as accounting (sacct) is not everywhere. Jobs that have ended leave it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def batch_setup(code: Path) -> list[str]:
     """Lines of the batch script before the run starts: where its code is, and what happens when it ends by a signal.
 
     A run that got SIGTERM, SIGUSR1 or SIGUSR2 saves and ends with 128 + the signal's number; one that is killed leaves
-    137 behind. While SLURM believes that the job is RUNNING, nobody else will requeue it, so the script does; a job that
-    SLURM itself ends (scancel, scontrol requeue, preemption without grace) is COMPLETING, and its matter.
+    137 behind. While SLURM believes that the job is RUNNING, nobody else will requeue it, so the script does; a job
+    that SLURM itself ends (scancel, scontrol requeue, preemption without grace) is COMPLETING, and its matter.
     """
     again = (
         'code=$?; if [ $code -eq 137 ] && [ "${SLURM_RESTART_COUNT:-0}" -ge ' + str(KILLS) + " ]; then exit $code; fi; "

@@ -1,0 +1,250 @@
+"""Faults on SLURM: a preemption, a requeue, a scancel, a driver and a job killed with -9, SIGUSR1, an edit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cwd.faults.cluster import ask
+from cwd.faults.runs import NOT_BEGUN, Seen, look, name_of, outcomes, start_sweep, until
+from cwd.runs import Record, all_records
+from cwd.sweeping.submissions import read_submissions
+
+LAUNCHER = (
+    "hydra/launcher=slurm",
+    "hydra.launcher.partition=main",
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.timeout_min=60",
+)
+MIDDLE = 40  # steps after which a run is in the middle
+URGENT = ("sbatch", "--partition=urgent", "--ntasks=1", "--cpus-per-task=2", "--output=/dev/null", "--wrap")
+BRANCH = "        self.step += 1\n"  # what the edit changes, in cwd/training/trainer.py
+
+
+@dataclass
+class Told:
+    """What a fault did to each run, and what is not as it must be."""
+
+    title: str
+    before: dict[str, Seen]
+    after: dict[str, Seen]
+    end: dict[str, Seen]
+    same: dict[str, bool]  # metrics and weights are those of the undisturbed run, bit for bit
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether all four are done, with the bits of the undisturbed ones."""
+        return len(self.same) == 4 and all(self.same.values())
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        for name, end in self.end.items():
+            before, after = self.before.get(name, NOT_BEGUN), self.after.get(name, NOT_BEGUN)
+            bits = "same bits as undisturbed" if self.same.get(name) else "NOT AS UNDISTURBED"
+            starts = f"started {end.starts} times" if end.starts != 1 else "started once"
+            lines.append(f"  {name:<16} {before!s:<22} -> {after!s:<24} -> {end}, {starts}, {bits}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+class Rig:
+    """A cluster, a copy of the code, and a folder for each fault.
+
+    Args:
+        folder: for data, runs and logs.
+        code: the code that is run; one fault edits it.
+        found: variables with which SLURM's clients find the cluster.
+    """
+
+    def __init__(self, folder: Path, code: Path, found: Mapping[str, str]) -> None:
+        self.folder, self.code, self.found = folder, code, dict(found)
+        self.expected: dict[str, dict[str, Any]] = {}
+
+    def undisturbed(self) -> Told:
+        """The sweep left alone, which all others must equal."""
+        folder = self.folder / "undisturbed"
+        driver = self.start("undisturbed")
+        until(lambda: driver.poll() is not None, "the undisturbed sweep to end")
+        self.expected = outcomes(folder / "runs")
+        told = self.tell("nothing: the sweep left alone", folder, {}, {})
+        return told if driver.returncode == 0 else self.with_note(told, f"the driver ended with {driver.returncode}")
+
+    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """The sweep of a fault."""
+        return start_sweep(self.code, self.folder / name, [*LAUNCHER, *words], self.found)
+
+    def disturb(self, name: str, title: str, strike: Callable[[Record, subprocess.Popen[bytes]], None]) -> Told:
+        """Strikes when the first run is in its middle, and tells what came of it.
+
+        Args:
+            strike: gets that run and the driver; returns when the fault has shown.
+        """
+        folder = self.folder / name
+        driver = self.start(name)
+        until(lambda: self.middle(folder), f"{name}: a run in its middle")
+        before, victim = look(folder / "runs"), self.middle(folder)
+        assert victim is not None
+        strike(victim, driver)
+        after = look(folder / "runs")
+        until(lambda: not self.busy(), f"{name}: an empty queue")
+        until(lambda: driver.poll() is not None, f"{name}: the driver to end")
+        told = self.tell(title, folder, before, after)
+        told.notes.insert(0, f"struck: {name_of(victim)}; the driver ended with {driver.returncode}")
+        return told
+
+    def middle(self, folder: Path) -> Record | None:
+        """A run that is in its middle."""
+        seen = look(folder / "runs")
+        records = [record for record in all_records(folder / "runs") if record.config]
+        ready = [one for one in records if seen[name_of(one)].state == "running" and seen[name_of(one)].step > MIDDLE]
+        return ready[0] if ready else None
+
+    def tell(self, title: str, folder: Path, before: dict[str, Seen], after: dict[str, Seen]) -> Told:
+        """What has become of the runs in a folder."""
+        found = outcomes(folder / "runs")
+        same = {name: found.get(name) == expected for name, expected in self.expected.items()}
+        return Told(title, before, after, look(folder / "runs"), same)
+
+    def with_note(self, told: Told, note: str) -> Told:
+        """A thing that is not as it must be."""
+        told.notes.append(note)
+        return told
+
+    def busy(self) -> str:
+        """The queue, "" if it is empty."""
+        return ask(["squeue", "--noheader"], self.found)
+
+    def job_of(self, record: Record) -> str:
+        """The SLURM job of a run, by the overrides that it was submitted with."""
+        words = {f"optimizer={record.config['optimizer']['name']}", f"decay={record.config['decay']['mode']}"}
+        submission = read_submissions(record.folder.parent)[-1]
+        return next(job for job, overrides in submission.jobs.items() if words <= set(overrides.split()))
+
+    def client(self, *words: str) -> None:
+        """A command of SLURM's."""
+        subprocess.run(words, env={**os.environ, **self.found}, check=True, capture_output=True)
+
+    def ended(self, record: Record) -> bool:
+        """Whether nobody works on the run now."""
+        return not record.is_locked()
+
+
+def preemption(rig: Rig) -> Told:
+    """Jobs of a partition of higher priority take both processors."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        rig.client(*URGENT, "sleep 3")
+        until(lambda: rig.ended(victim), "the preempted run to save and end")
+
+    return rig.disturb("preemption", "preemption: a job of a higher tier takes both processors", strike)
+
+
+def requeue(rig: Rig) -> Told:
+    """An administrator's scontrol requeue."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        rig.client("scontrol", "requeue", rig.job_of(victim))
+        until(lambda: rig.ended(victim), "the requeued run to save and end")
+
+    return rig.disturb("requeue", "scontrol requeue of a job", strike)
+
+
+def job_killed(rig: Rig) -> Told:
+    """kill -9 of a run's process, as the kernel does when memory is short."""
+    return rig.disturb("job", "kill -9 of a job's process", rig_kill(signal.SIGKILL))
+
+
+def user_signal(rig: Rig) -> Told:
+    """SIGUSR1, which many clusters send before a limit."""
+    return rig.disturb("usr1", "SIGUSR1 to a job's process", rig_kill(signal.SIGUSR1))
+
+
+def rig_kill(number: signal.Signals) -> Callable[[Record, subprocess.Popen[bytes]], None]:
+    """A strike that signals the run's process."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        os.kill(victim.status["pid"], number)
+        until(lambda: not victim.is_locked(), "the run to end")
+
+    return strike
+
+
+def driver_killed(rig: Rig) -> Told:
+    """kill -9 of the submitting process: the jobs live on."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        driver.kill()
+        driver.wait()
+
+    return rig.disturb("driver", "kill -9 of the submitting process", strike)
+
+
+def cancelled(rig: Rig) -> Told:
+    """scancel: the run saves and stays stopped, until the same command is given again."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        rig.client("scancel", rig.job_of(victim))
+        until(lambda: rig.ended(victim), "the cancelled run to save and end")
+
+    told = rig.disturb("scancel", "scancel of a job", strike)
+    stopped = [name for name, seen in told.end.items() if seen.state == "interrupted"]
+    driver = rig.start("scancel")
+    until(lambda: driver.poll() is not None, "the sweep to end the second time")
+    again = rig.tell(told.title, rig.folder / "scancel", told.before, told.after)
+    was = ", ".join(f"{name} ({told.end[name]})" for name in stopped) or "NONE"
+    again.notes = [*told.notes, f"stopped after it, not requeued: {was}; the same command again finished it"]
+    again.same = {name: same and bool(stopped) for name, same in again.same.items()}
+    return again
+
+
+def edited(rig: Rig) -> Told:
+    """The code and the configurations are edited while the jobs wait."""
+    folder = rig.folder / "edited"
+    rig.client(*URGENT, "sleep 1000")
+    until(lambda: "urgent" in ask(["squeue", "-h", "-t", "R", "-o", "%P"], rig.found), "the urgent job to start")
+    driver = rig.start("edited")
+    until(lambda: read_submissions(folder / "runs"), "the jobs to be submitted")
+    trainer, scale = rig.code / "cwd" / "training" / "trainer.py", rig.code / "configs" / "scale" / "smoke.yaml"
+    kept = [(path, path.read_text()) for path in (trainer, scale)]
+    assert BRANCH in kept[0][1]
+    trainer.write_text(kept[0][1].replace(BRANCH, '        raise RuntimeError("edited")\n'))
+    scale.write_text(kept[1][1].replace("batch_size: 4", "batch_size: 8"))
+    try:
+        rig.client("scancel", "--partition=urgent")
+        until(lambda: not rig.busy(), "an empty queue")
+        until(lambda: driver.poll() is not None, "the driver to end")
+    finally:
+        for path, text in kept:
+            path.write_text(text)
+    return rig.tell("an edit of trainer.py and smoke.yaml while the jobs wait", folder, {}, {})
+
+
+FAULTS = {
+    "preemption": preemption,
+    "requeue": requeue,
+    "scancel": cancelled,
+    "driver": driver_killed,
+    "job": job_killed,
+    "usr1": user_signal,
+    "edit": edited,
+}
+
+
+def copy_code(code: Path, folder: Path) -> Path:
+    """A copy of the project that may be edited."""
+    from cwd.sweeping.frozen import PARTS
+
+    for part in PARTS:
+        if (code / part).is_dir():
+            shutil.copytree(code / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(code / part, folder / part)
+    return folder
