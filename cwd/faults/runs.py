@@ -16,20 +16,19 @@ from cwd.errors import UserError
 from cwd.files import sha256_of
 from cwd.runs import Record, all_records, read_metrics
 
-STEPS = 400
+CELLS = ("adamw cautious", "adamw decoupled", "lion cautious", "lion decoupled")
+FOUR = ("optimizer=adamw,lion", "decay=decoupled,cautious", "training.steps=400")
+LONG = ("optimizer=lion", "decay=cautious,decoupled", "training.steps=3000")  # longer than the shortest time limit
 WORDS = (
-    "optimizer=adamw,lion",
-    "decay=decoupled,cautious",
     "scale=smoke",
     "tracker=none",
-    f"training.steps={STEPS}",
     "evaluation.every=100",
     "telemetry.every=0",
     "machine.checkpoint_seconds=1",
     "machine.log_every=1",
     "machine.progress=summary",
 )
-PATIENCE = 900.0  # seconds: the machine may be busy
+PATIENCE = 1800.0  # seconds: the machine may be busy
 POLL = 0.3  # seconds
 
 
@@ -93,12 +92,14 @@ def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -
 
 
 def start_sweep(
-    code: Path, folder: Path, words: Sequence[str], variables: Mapping[str, str]
+    code: Path, folder: Path, words: Sequence[str], variables: Mapping[str, str], cells: Sequence[str] = FOUR
 ) -> subprocess.Popen[bytes]:
-    """train.py of the code under `code` on the four runs, into ``folder/runs``; its output is ``folder/driver.log``."""
+    """train.py of the code under `code` on the four runs, or other cells, into ``folder/runs``; what it prints is in
+    ``folder/driver.log``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     places = [f"machine.runs={folder / 'runs'}", f"machine.data={folder.parent / 'data'}"]
-    command = [sys.executable, str(code / "train.py"), "-m", *WORDS, *places, *words]
+    command = [sys.executable, str(code / "train.py"), "-m", *cells, *WORDS, *places, *words]
     with open(folder / "driver.log", "ab") as log:
         return subprocess.Popen(
             command, cwd=folder, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True

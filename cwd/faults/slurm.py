@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cwd.errors import UserError
 from cwd.faults.cluster import ask
-from cwd.faults.runs import NOT_BEGUN, Seen, look, name_of, outcomes, start_sweep, until
+from cwd.faults.runs import CELLS, LONG, NOT_BEGUN, PATIENCE, Seen, look, name_of, outcomes, start_sweep, until
 from cwd.runs import Record, all_records
 from cwd.sweeping.submissions import read_submissions
 
@@ -41,8 +42,8 @@ class Told:
 
     @property
     def is_well(self) -> bool:
-        """Whether all four are done, with the bits of the undisturbed ones."""
-        return len(self.same) == 4 and all(self.same.values())
+        """Whether all runs are done, with the bits of the undisturbed ones."""
+        return bool(self.same) and set(self.end) == set(self.same) and all(self.same.values())
 
     def __str__(self) -> str:
         lines = [self.title]
@@ -73,8 +74,11 @@ class Rig:
         driver = self.start("undisturbed")
         until(lambda: driver.poll() is not None, "the undisturbed sweep to end")
         self.expected = outcomes(folder / "runs")
-        told = self.tell("nothing: the sweep left alone", folder, {}, {})
-        return told if driver.returncode == 0 else self.with_note(told, f"the driver ended with {driver.returncode}")
+        if tuple(sorted(self.expected)) != CELLS:
+            raise UserError(
+                f"the sweep left alone did not end well: {folder / 'driver.log'}, {folder / 'runs' / '.jobs'}"
+            )
+        return self.tell("nothing: the sweep left alone, which the others must equal", folder, {}, {})
 
     def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         """The sweep of a fault."""
@@ -106,16 +110,19 @@ class Rig:
         ready = [one for one in records if seen[name_of(one)].state == "running" and seen[name_of(one)].step > MIDDLE]
         return ready[0] if ready else None
 
-    def tell(self, title: str, folder: Path, before: dict[str, Seen], after: dict[str, Seen]) -> Told:
-        """What has become of the runs in a folder."""
+    def tell(
+        self,
+        title: str,
+        folder: Path,
+        before: dict[str, Seen],
+        after: dict[str, Seen],
+        expected: dict[str, dict[str, Any]] | None = None,
+    ) -> Told:
+        """What has become of the runs in a folder, beside what was expected of them: the undisturbed, if not given."""
         found = outcomes(folder / "runs")
-        same = {name: found.get(name) == expected for name, expected in self.expected.items()}
+        wanted = self.expected if expected is None else expected
+        same = {name: found.get(name) == one for name, one in wanted.items()}
         return Told(title, before, after, look(folder / "runs"), same)
-
-    def with_note(self, told: Told, note: str) -> Told:
-        """A thing that is not as it must be."""
-        told.notes.append(note)
-        return told
 
     def busy(self) -> str:
         """The queue, "" if it is empty."""
@@ -131,17 +138,13 @@ class Rig:
         """A command of SLURM's."""
         subprocess.run(words, env={**os.environ, **self.found}, check=True, capture_output=True)
 
-    def ended(self, record: Record) -> bool:
-        """Whether nobody works on the run now."""
-        return not record.is_locked()
-
 
 def preemption(rig: Rig) -> Told:
     """Jobs of a partition of higher priority take both processors."""
 
     def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
         rig.client(*URGENT, "sleep 3")
-        until(lambda: rig.ended(victim), "the preempted run to save and end")
+        until(lambda: not victim.is_locked(), "the preempted run to save and end")
 
     return rig.disturb("preemption", "preemption: a job of a higher tier takes both processors", strike)
 
@@ -151,9 +154,24 @@ def requeue(rig: Rig) -> Told:
 
     def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
         rig.client("scontrol", "requeue", rig.job_of(victim))
-        until(lambda: rig.ended(victim), "the requeued run to save and end")
+        until(lambda: not victim.is_locked(), "the requeued run to save and end")
 
     return rig.disturb("requeue", "scontrol requeue of a job", strike)
+
+
+def limit(rig: Rig) -> Told:
+    """The time limit: of a minute, for runs that take longer."""
+    alone, folder = rig.folder / "long", rig.folder / "limit"
+    driver = start_sweep(rig.code, alone, LAUNCHER, rig.found, LONG)
+    until(lambda: driver.poll() is not None, "the long runs left alone to end")
+    short = [word for word in LAUNCHER if "timeout" not in word]
+    words = [*short, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
+    driver = start_sweep(rig.code, folder, words, rig.found, LONG)
+    until(lambda: driver.poll() is not None, "the runs with a limit to end", 2 * PATIENCE)
+    told = rig.tell("a time limit of one minute", folder, {}, {}, outcomes(alone / "runs"))
+    if all(seen.starts < 2 for seen in told.end.values()):
+        told.notes.append("the runs were too short to meet the limit: nothing is shown")
+    return told
 
 
 def job_killed(rig: Rig) -> Told:
@@ -191,7 +209,7 @@ def cancelled(rig: Rig) -> Told:
 
     def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
         rig.client("scancel", rig.job_of(victim))
-        until(lambda: rig.ended(victim), "the cancelled run to save and end")
+        until(lambda: not victim.is_locked(), "the cancelled run to save and end")
 
     told = rig.disturb("scancel", "scancel of a job", strike)
     stopped = [name for name, seen in told.end.items() if seen.state == "interrupted"]
@@ -234,6 +252,7 @@ FAULTS = {
     "job": job_killed,
     "usr1": user_signal,
     "edit": edited,
+    "limit": limit,
 }
 
 

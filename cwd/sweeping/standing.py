@@ -38,7 +38,9 @@ class Standing:
         config = self.config
         arm = f"{config['optimizer']['name']:<5} {config['decay']['mode']:<9}"
         values = f"lr {config['optimizer']['lr']:g} lambda {config['decay']['weight_decay']:g} seed {config['seed']}"
-        return f"{config['model']['name']} {arm} {values}"
+        model = config["model"]
+        shape = model.get("hidden_size") or model.get("name") or model.get("source", "")
+        return f"{model['family']} {shape} {arm} {values}"
 
 
 def runs_of(states: Sequence[State]) -> list[tuple[dict[str, Any], Cell]]:

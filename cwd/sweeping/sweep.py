@@ -19,7 +19,7 @@ from cwd.sweeping.standing import runs_of
 from cwd.sweeping.submissions import Submission, current_queue, jobs_of_cells, live_submissions
 from cwd.sweeps import write_cells
 
-HERE = ("local", "basic", "ray")  # launchers that use this machine, unless they are told of a cluster
+HERE = ("local", "basic", "ray")  # launchers that use this machine, unless they are given an address
 POLL = 5.0  # seconds
 
 
@@ -52,22 +52,27 @@ class Sweep:
         if not self.detach:
             self._run_checks(states, asked)
         if names:
-            if self.scale == "paper" and self.launcher in HERE and not self.job:
+            if (
+                self.scale == "paper"
+                and self.launcher in HERE
+                and not any("address=" in setting for setting in self.job)
+            ):
                 check_gpu()
             tell_plan(states, self.runs)
+            skipped = len(all_missing(states)) - len(names)
+            if skipped and not asked:
+                print(f"  {skipped} of them failed before; make retry runs them again", flush=True)
             asked.update(names)
             (self._train_on_slurm if self.launcher == "slurm" else self._train)(names)
             return True
         return self._evaluate(states, asked)
 
-    def wanted(self, states: Sequence[State]) -> dict[str, str]:
-        """The file of each run to do -> "failed" if it has failed before, else "". Those only with ``retry``."""
-        failed = {repr(config) for config, cell in runs_of(states) if cell.state == "failed"}
-        configs = [config for config, _ in all_missing(states)]
-        if not self.retry:
-            configs = [config for config in configs if repr(config) not in failed]
-        names = write_cells(configs, self._cells)
-        return {name: "failed" if repr(config) in failed else "" for name, config in zip(names, configs, strict=True)}
+    def wanted(self, states: Sequence[State]) -> list[str]:
+        """The files of the runs to do. A run that failed is not one of them unless ``retry`` says so: what failed once
+        fails again until somebody has done something about it.
+        """
+        failed = [] if self.retry else [repr(config) for config, cell in runs_of(states) if cell.state == "failed"]
+        return write_cells([config for config, _ in all_missing(states) if repr(config) not in failed], self._cells)
 
     @property
     def _cells(self) -> Path:
