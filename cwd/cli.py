@@ -88,6 +88,10 @@ def door(main: Callable[[], Any]) -> None:
         if "hydra" not in traceback.extract_tb(error.__traceback__)[-1].filename.split(os.sep):
             raise
         fail(error)
+    except RuntimeError as error:  # how Hydra answers to a launcher whose plugin it has not found
+        if not str(error).startswith("Unknown plugin class"):
+            raise
+        fail(UserError("hydra/launcher: its plugin is not installed; pip install -e '.[cluster]'"))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what was saved", file=sys.stderr)
         sys.exit(130)

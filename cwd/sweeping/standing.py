@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cwd.evidence.study import State
 from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs
 from cwd.runs import Record, read_metrics
 from cwd.sweeping.submissions import Submission, current_queue, jobs_of_cells, live_submissions
-from cwd.sweeps import write_cells
+from cwd.sweeps import cell_file
 from cwd.training.progress import duration
 
 ORDER = ("done", "diverged", "running", "queued", "stopped", "failed", "to do")
@@ -56,45 +56,46 @@ def runs_of(states: Sequence[State]) -> list[tuple[dict[str, Any], Cell]]:
 
 def standings(states: Sequence[State], runs: Path) -> list[Standing]:
     """Every run of :func:`runs_of` as it stands now."""
-    pairs = runs_of(states)
-    names = write_cells([config for config, _ in pairs], runs.absolute() / ".cells") if runs.is_dir() else []
-    jobs, queue = jobs_of_cells(runs), current_queue() or {}
+    jobs = jobs_of_cells(runs)
     waited = any(one.scheduler == "session" for one in live_submissions(runs))
     forecaster = Forecaster(past_runs(runs, ""), ladder_seconds(states))
     found = []
-    for i, (config, cell) in enumerate(pairs):
-        job = jobs.get(names[i]) if names else None
-        found.append(_standing(config, cell, job, queue, waited, forecaster))
+    for config, cell in runs_of(states):
+        job = jobs.get(cell_file(config)[0]) if jobs else None
+        found.append(_standing(config, cell, job, waited, forecaster))
     return found
 
 
 def _standing(
-    config: dict[str, Any],
-    cell: Cell,
-    job: tuple[str, str] | None,
-    queue: Mapping[str, str],
-    waited: bool,
-    forecaster: Forecaster,
+    config: dict[str, Any], cell: Cell, job: tuple[str, str] | None, waited: bool, forecaster: Forecaster
 ) -> Standing:
+    """One run. `job` is the last that was given it, with its log; `waited`: whether a session will come to it."""
     record, state = cell.record, cell.state
     if state in ("done", "diverged"):
-        message = str(record.status.get("message", "")) if record else ""
-        return Standing(config, state, record, note=message)
+        return Standing(config, state, record, note=str(record.status.get("message", "")) if record else "")
     whole = forecaster.duration(config)
     seconds = whole.seconds if whole else None
+    queue = current_queue()
+    queued = (queue or {}).get(job[0]) if job else None
     if record and state == "running":
-        return _running(config, record, seconds, f"job {job[0]}" if job and job[0] in queue else "")
+        return _running(config, record, seconds, f"job {job[0]}" if job and queued else "")
     step = record.status["step"] if record else 0
     left = seconds * (1 - step / config["training"]["steps"]) if seconds is not None else None
-    if job and job[0] in queue:
-        return Standing(config, "queued", record, step, left, f"job {job[0]} {queue[job[0]]}")
+
+    def stands(what: str, note: str = "") -> Standing:
+        return Standing(config, what, record, step, left, note)
+
+    if job and queued:
+        return stands("queued", f"job {job[0]} {queued}")
     if record and state == "failed":
-        return Standing(config, "failed", record, step, left, f"{record.status.get('message', '')}  {record.folder}")
+        return stands("failed", f"{record.status.get('message', '')}  {record.folder}")
     if waited:
-        return Standing(config, "queued", record, step, left)
+        return stands("queued")
+    if job and queue is None:
+        return stands("queued", f"job {job[0]}, unless it has ended: there is no squeue here")
     if job:
-        return Standing(config, "stopped", record, step, left, f"job {job[0]} has ended without it; log {job[1]}")
-    return Standing(config, "stopped" if record else "to do", record, step, left)
+        return stands("stopped", f"job {job[0]} has ended without it; log {job[1]}")
+    return stands("stopped" if record else "to do")
 
 
 def _running(config: dict[str, Any], record: Record, seconds: float | None, note: str) -> Standing:

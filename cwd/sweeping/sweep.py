@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from cwd.errors import UserError
 from cwd.evidence.study import State, all_missing
 from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs, total
 from cwd.sweeping.frozen import environment, freeze
+from cwd.sweeping.slurm import queue
 from cwd.sweeping.standing import runs_of
-from cwd.sweeping.submissions import Submission, current_queue, jobs_of_cells, live_submissions
+from cwd.sweeping.submissions import Submission, jobs_of_cells, live_submissions
 from cwd.sweeps import write_cells
 
 HERE = ("local", "basic", "ray")  # launchers that use this machine, unless they are given an address
@@ -136,7 +137,10 @@ class Sweep:
 
     def _train_on_slurm(self, names: Sequence[str]) -> None:
         """Submits the runs that are not in the queue already, and unless told not to, waits for them all."""
-        waiting = self._queued(names)
+        states = queue()
+        if states is None:
+            raise UserError("LAUNCHER=slurm: squeue gives no answer; this is no machine of a cluster, or it is down")
+        waiting = self._queued(names, states)
         if waiting:
             print(f"{len(waiting)} of them are in the queue already", flush=True)
         rest = [name for name in names if name not in waiting]
@@ -144,24 +148,23 @@ class Sweep:
             self._train(rest, "hydra.launcher.wait=false")
         if self.detach:
             raise Submitted
-        self._wait(lambda: len(self._queued(names)))
+        self._wait(names)
 
-    def _queued(self, names: Sequence[str]) -> list[str]:
+    def _queued(self, names: Sequence[str], states: Mapping[str, str]) -> list[str]:
         """Those of the runs whose job has not ended."""
-        current_queue.cache_clear()
-        states = current_queue()
-        if states is None:
-            raise UserError("LAUNCHER=slurm: squeue gives no answer; jobs go on, the same command waits for them again")
         jobs = jobs_of_cells(self.runs)
         return [name for name in names if name in jobs and jobs[name][0] in states]
 
-    def _wait(self, count: Callable[[], int]) -> None:
+    def _wait(self, names: Sequence[str]) -> None:
+        """Until no job is left; by squeue, whose silence means nothing."""
         before, absent = -1, 0
         while absent < 2:  # a job that is requeued may be out of the listing for an instant
-            left = count()
-            if left != before:
-                print(f"{left} jobs in the queue", flush=True)
-            before, absent = left, 0 if left else absent + 1
+            states = queue()
+            if states is not None:
+                left = len(self._queued(names, states))
+                if left != before:
+                    print(f"{left} jobs in the queue", flush=True)
+                before, absent = left, 0 if left else absent + 1
             time.sleep(POLL)
 
 
