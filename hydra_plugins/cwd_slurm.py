@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
@@ -37,8 +37,8 @@ class SlurmLauncher(Launcher):
     """
 
     def __init__(self, **settings: Any) -> None:
-        plain = OmegaConf.to_container(OmegaConf.create(settings), resolve=True)
-        self.settings = {str(name): value for name, value in dict(plain).items() if value is not None}
+        plain = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(settings), resolve=True))
+        self.settings = {name: value for name, value in plain.items() if value is not None}
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Hydra's."""
@@ -76,8 +76,8 @@ class SlurmLauncher(Launcher):
         here = submitit.JobEnvironment()
         if here.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        with open_dict(config.hydra.job) as job:
-            job.id, job.num = here.job_id, number
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = here.job_id, number
         done = run_job(
             self.task_function, config, "hydra.sweep.dir", "hydra.sweep.subdir", hydra_context=self.hydra_context
         )

@@ -9,6 +9,7 @@ started is ended. About ten minutes on two cores.
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from cwd.cli import door
 from cwd.faults.cluster import one_node, why_not
 from cwd.faults.ray import ray_sweep, why_no_ray
+from cwd.faults.runs import end_sweeps
 from cwd.faults.slurm import FAULTS, Rig, Told, copy_code
 from cwd.sweeping.frozen import CODE
 
@@ -30,10 +32,12 @@ def main() -> None:
     names = arguments.names or [*FAULTS, "ray"]
     if unknown := [name for name in names if name not in (*FAULTS, "ray")]:
         parser.error(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}, ray")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     folder = (arguments.keep or Path(tempfile.mkdtemp(prefix="faults-"))).absolute()
     try:
         told = strike(names, folder)
     finally:
+        end_sweeps()
         if not arguments.keep:
             shutil.rmtree(folder, ignore_errors=True)
     bad = [one.title for one in told if not one.is_well]

@@ -26,9 +26,9 @@ def ray_sweep(folder: Path, code: Path) -> Told:
     place = folder / "ray"
     words = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
     driver = start_sweep(code, place, words, {})
-    until(lambda: rig.middle(place) or driver.poll() is not None, "ray: a run in its middle")
-    before, victim = look(place / "runs"), rig.middle(place)
-    if victim is not None:
+    victim = until(lambda: rig.middle(place) or driver.poll() is not None, "ray: a run in its middle")
+    before = look(place / "runs")
+    if victim is not True:
         os.kill(victim.status["pid"], signal.SIGKILL)
         until(lambda: not victim.is_locked(), "the worker to end")
     after = look(place / "runs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ WORDS = (
 )
 PATIENCE = 1800.0  # seconds: the machine may be busy
 POLL = 0.3  # seconds
+STARTED: list[subprocess.Popen[bytes]] = []
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,18 @@ def outcomes(runs: Path) -> dict[str, dict[str, Any]]:
     return {name_of(record): outcome(record) for record in all_records(runs) if record.summary}
 
 
-def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> None:
-    """Waits for the condition.
+def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
+    """Waits for the condition, and returns what made it true.
 
     Raises:
         UserError: it did not come.
     """
     end = time.monotonic() + patience
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > end:
             raise UserError(f"waited {patience:.0f} s in vain: {what}")
         time.sleep(POLL)
+    return found
 
 
 def start_sweep(
@@ -101,6 +104,16 @@ def start_sweep(
     places = [f"machine.runs={folder / 'runs'}", f"machine.data={folder.parent / 'data'}"]
     command = [sys.executable, str(code / "train.py"), "-m", *cells, *WORDS, *places, *words]
     with open(folder / "driver.log", "ab") as log:
-        return subprocess.Popen(
+        driver = subprocess.Popen(
             command, cwd=folder, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True
         )
+    STARTED.append(driver)
+    return driver
+
+
+def end_sweeps() -> None:
+    """Ends what :func:`start_sweep` has started and is still there."""
+    for driver in STARTED:
+        if driver.poll() is None:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()

@@ -13,7 +13,7 @@ from typing import Any
 
 from cwd.errors import UserError
 from cwd.faults.cluster import ask
-from cwd.faults.runs import CELLS, LONG, NOT_BEGUN, PATIENCE, Seen, look, name_of, outcomes, start_sweep, until
+from cwd.faults.runs import CELLS, LONG, NOT_BEGUN, PATIENCE, Seen, look, name_of, outcomes, see, start_sweep, until
 from cwd.runs import Record, all_records
 from cwd.sweeping.submissions import read_submissions
 
@@ -92,9 +92,8 @@ class Rig:
         """
         folder = self.folder / name
         driver = self.start(name)
-        until(lambda: self.middle(folder), f"{name}: a run in its middle")
-        before, victim = look(folder / "runs"), self.middle(folder)
-        assert victim is not None
+        victim = until(lambda: self.middle(folder), f"{name}: a run in its middle")
+        before = look(folder / "runs")
         strike(victim, driver)
         after = look(folder / "runs")
         until(lambda: not self.busy(), f"{name}: an empty queue")
@@ -105,10 +104,11 @@ class Rig:
 
     def middle(self, folder: Path) -> Record | None:
         """A run that is in its middle."""
-        seen = look(folder / "runs")
-        records = [record for record in all_records(folder / "runs") if record.config]
-        ready = [one for one in records if seen[name_of(one)].state == "running" and seen[name_of(one)].step > MIDDLE]
-        return ready[0] if ready else None
+        for record in all_records(folder / "runs"):
+            seen = see(record)
+            if seen.state == "running" and seen.step > MIDDLE:
+                return record
+        return None
 
     def tell(
         self,
