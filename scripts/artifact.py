@@ -19,7 +19,7 @@ from cwd.evidence.export import export_records
 from cwd.evidence.render import terminal, to_terminal, write_all
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study
-from cwd.sweeping.standing import lines_of, standings, tell_submissions
+from cwd.sweeping.standing import lines_of, standings, tell_submissions, waiting_lines
 from cwd.sweeping.submissions import live_submissions
 from cwd.sweeping.sweep import Submitted, Sweep, start_session, tell_plan
 
@@ -99,11 +99,8 @@ def run(names: Sequence[str], arguments: argparse.Namespace, detached: bool) -> 
 def tell_status(names: Sequence[str], arguments: argparse.Namespace) -> None:
     """How far the artifacts are."""
     states = states_of(names, arguments)
-    print(
-        "\n".join([*lines_of(standings(states, arguments.runs)), *tell_submissions(live_submissions(arguments.runs))])
-    )
-    for need in dict.fromkeys(need for state in states for need in state.needs):
-        print(f"more runs need {need}")
+    lines = [*lines_of(standings(states, arguments.runs)), *waiting_lines(states)]
+    print("\n".join([*lines, *tell_submissions(live_submissions(arguments.runs))]))
 
 
 def leave_session(arguments: argparse.Namespace) -> None:

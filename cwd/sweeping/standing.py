@@ -114,7 +114,8 @@ def _running(config: dict[str, Any], record: Record, seconds: float | None, note
 def lines_of(found: Sequence[Standing]) -> list[str]:
     """A count of each state, then a line for each run that is neither done nor merely waiting."""
     counts = {state: sum(one.state == state for one in found) for state in ORDER}
-    lines = [f"{len(found)} runs: {', '.join(f'{count} {state}' for state, count in counts.items() if count)}"]
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "none"
+    lines = [f"{len(found)} runs: {shown}"]
     for one in found:
         if one.state in ("running", "stopped", "failed", "diverged"):
             where = f"step {one.step} of {one.config['training']['steps']}"
@@ -123,6 +124,19 @@ def lines_of(found: Sequence[Standing]) -> list[str]:
     if waiting:
         lines.append(f"  queued    {', '.join(waiting)}")
     return [*lines, *_time_left(found)]
+
+
+def waiting_lines(states: Sequence[State]) -> list[str]:
+    """What else the artifacts lack: checks of the theory, evaluations, and runs that wait for others."""
+    lines = []
+    for state in states:
+        checks = sum(not check.record for check in state.checks)
+        if checks:
+            lines.append(f"{state.artifact.name}: {checks} of {len(state.checks)} checks of the theory to do")
+        if state.unevaluated:
+            lines.append(f"{state.artifact.name}: {len(state.unevaluated)} runs to evaluate")
+    needs = dict.fromkeys(need for state in states for need in state.needs)
+    return [*lines, *(f"more runs need {need}" for need in needs)]
 
 
 def _time_left(found: Iterable[Standing]) -> list[str]:
