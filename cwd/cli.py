@@ -88,10 +88,6 @@ def door(main: Callable[[], Any]) -> None:
         if "hydra" not in traceback.extract_tb(error.__traceback__)[-1].filename.split(os.sep):
             raise
         fail(error)
-    except RuntimeError as error:  # how Hydra answers to a launcher whose plugin it has not found
-        if not str(error).startswith("Unknown plugin class"):
-            raise
-        fail(UserError("hydra/launcher: its plugin is not installed; pip install -e '.[cluster]'"))
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what was saved", file=sys.stderr)
         sys.exit(130)
@@ -168,6 +164,8 @@ def explain(error: Exception) -> str:
 
 def unknown_key_or_group(name: str) -> str:
     """The message for a key or a group that does not exist."""
+    if name.startswith("hydra."):
+        return f"{name}: no such setting; a new one is added with +{name}=..."
     if "." in name or "/" in name:
         return unknown_key(name)
     names = [*allowed_keys(""), *GROUPS]

@@ -100,6 +100,8 @@ class SlurmLauncher(Launcher):
             return self._executor(code).map_array(self, *arguments)
         except FailedJobError as error:
             raise UserError(f"hydra/launcher=slurm: sbatch refused: {' '.join(str(error).split())}") from error
+        except (NameError, ValueError) as error:  # how submitit refuses a setting
+            raise UserError(f"hydra/launcher=slurm: {str(error).splitlines()[0]}") from error
 
     def _executor(self, code: Path) -> Any:
         import submitit

@@ -24,7 +24,7 @@ def ray_sweep(folder: Path, code: Path) -> Told:
     rig = Rig(folder, code, {})
     rig.expected = outcomes(folder / "alone" / "runs")
     place = folder / "ray"
-    words = ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"]
+    words = ["hydra/launcher=ray", "++hydra.launcher.ray.init.num_cpus=2"]
     driver = start_sweep(code, place, words, {})
     victim = until(lambda: rig.middle(place) or driver.poll() is not None, "ray: a run in its middle")
     before = look(place / "runs")

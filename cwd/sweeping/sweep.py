@@ -117,7 +117,7 @@ class Sweep:
             "machine.progress=summary",
             f"machine.runs={self.runs}",
             f"machine.data={self.data}",
-            *(f"hydra.launcher.{setting}" for setting in self.job),
+            *(f"++hydra.launcher.{setting}" for setting in self.job),
             *more,
         ]
         code = freeze(self.runs)
