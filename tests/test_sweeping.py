@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
+from cwd.cli import explain
 from cwd.config import identity_of
 from cwd.evidence.study import Study
 from cwd.runs import MetricsLog, Record
@@ -20,7 +22,7 @@ from cwd.sweeping.slurm import KILLS, batch_setup, queue
 from cwd.sweeping.standing import lines_of, runs_of, standings
 from cwd.sweeping.submissions import Submission, current_queue, live_submissions
 from cwd.sweeping.sweep import Sweep
-from cwd.sweeps import write_cells
+from cwd.sweeps import compose_config, write_cells
 from cwd.training.signals import Interrupts
 from tests.conftest import ROOT
 
@@ -163,6 +165,12 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "squeue is not here" in done.stderr
+
+
+def test_a_setting_that_the_launcher_lacks_is_one_line():
+    with pytest.raises(HydraException) as caught:
+        compose_config(["hydra/launcher=slurm", "hydra.launcher.partitionn=x"])
+    assert explain(caught.value).startswith("hydra.launcher.partitionn: no such setting")
 
 
 # --- how far the runs are -------------------------------------------------------------------------------------------
