@@ -2,14 +2,15 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c fair
-.PHONY: help demo tune plan paper $(ARTIFACTS) ledger bundle verify test lint types unit proofs setup setup-dev clean
+.PHONY: help demo tune plan status retry paper $(ARTIFACTS) ledger bundle verify test lint types unit proofs setup setup-dev clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 SCALE ?= laptop
 LAUNCHER ?= local
 PLAN = $(if $(GPU),--gpu $(GPU)) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(if $(SEEDS),--seeds $(SEEDS))
-EVIDENCE = --scale $(SCALE) --launcher $(LAUNCHER) $(if $(TRACKER),--tracker $(TRACKER)) $(if $(SEEDS),--seeds $(SEEDS))
+EVIDENCE = --scale $(SCALE) --launcher $(LAUNCHER) $(if $(TRACKER),--tracker $(TRACKER)) $(if $(SEEDS),--seeds $(SEEDS)) \
+  $(if $(DETACH),--detach) $(if $(JOB),--job $(JOB))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock
 
 help:  ## show this list
@@ -27,7 +28,7 @@ table4 table5: .venv/finetune.stamp  # their runs are evaluated by lm-evaluation
 table3 paper: .venv/vision.stamp
 
 tableN:   ## a table or figure of the paper (table1-10, figure1-13, theorem1): runs what is missing, then shows and writes it
-	@echo "name one: make table10, make figure1, make theorem1; SCALE=smoke|laptop|paper SEEDS=n LAUNCHER=local|slurm"
+	@echo "name one: make table10, make figure1, make theorem1; SCALE=smoke|laptop|paper SEEDS=n LAUNCHER=local|slurm|ray DETACH=1"
 
 paper: .venv/finetune.stamp  ## every table and figure; SCALE=smoke (minutes), laptop (two to three hours) or paper (a cluster)
 	@$(BIN)/python scripts/artifact.py all $(EVIDENCE)
@@ -37,6 +38,12 @@ tune: .venv/train.stamp  ## the baseline's rates and lambdas, written to configs
 
 plan: .venv/train.stamp  ## time, memory, cost and seeds before a GPU hour: ARTIFACT=table10 SCALE=paper GPU=h100 GPUS=64 PRICE=2.5
 	@$(BIN)/python scripts/plan.py $(ARTIFACT) --scale $(if $(filter command line environment,$(origin SCALE)),$(SCALE),paper) $(PLAN)
+
+status: .venv/train.stamp  ## how far an artifact's runs are, from any shell: ARTIFACT=table10; done, running, queued, failed and why, time left
+	@$(BIN)/python scripts/artifact.py $(or $(ARTIFACT),all) $(EVIDENCE) --status
+
+retry: .venv/train.stamp  ## runs again what failed: ARTIFACT=table10
+	@$(BIN)/python scripts/artifact.py $(or $(ARTIFACT),all) $(EVIDENCE) --retry
 
 ledger: .venv/train.stamp  ## every claim of the paper, and what the runs that are there say
 	@$(BIN)/python scripts/report.py --scale $(SCALE)

@@ -164,6 +164,8 @@ def explain(error: Exception) -> str:
 
 def unknown_key_or_group(name: str) -> str:
     """The message for a key or a group that does not exist."""
+    if name.startswith("hydra."):
+        return f"{name}: no such setting; a new one is added with +{name}=..."
     if "." in name or "/" in name:
         return unknown_key(name)
     names = [*allowed_keys(""), *GROUPS]

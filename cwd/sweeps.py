@@ -59,22 +59,24 @@ def write_cells(configs: Iterable[dict[str, Any]], folder: Path) -> list[str]:
     """
     target = folder / "experiment"
     target.mkdir(parents=True, exist_ok=True)
-    names = []
-    for plain in configs:
-        # No model file: one of another family would leave its own keys beside those of the run.
-        groups = [{"override /model": None}]
-        groups += [{f"override /{group}": plain[group]["name"]} for group in (*VARIANTS, "tracker") if group != "model"]
-        values = {name: value for name, value in plain.items() if name not in NOT_IDENTITY}
-        values["machine"] = {name: plain["machine"][name] for name in FROM_SCALE}
-        content = yaml.safe_dump(
-            {"defaults": [{"override /scale": plain["scale"]}, *groups], **values}, sort_keys=False
-        )
-        name = f"run_{hashlib.sha256(content.encode()).hexdigest()[:16]}"  # 12e4... alone would be read as a number
-        shown = {key: plain["tracker"][key] for key in SHOWN}
-        content += yaml.safe_dump({"tracker": shown}, sort_keys=False)
-        write_atomically(target / f"{name}.yaml", f"# @package _global_\n{content}".encode())
-        names.append(name)
-    return names
+    files = [cell_file(plain) for plain in configs]
+    for name, content in files:
+        write_atomically(target / f"{name}.yaml", content)
+    return [name for name, _ in files]
+
+
+def cell_file(plain: dict[str, Any]) -> tuple[str, bytes]:
+    """The name of a run's experiment file, a hash of what makes the run, and the content."""
+    # No model file: one of another family would leave its own keys beside those of the run.
+    groups = [{"override /model": None}]
+    groups += [{f"override /{group}": plain[group]["name"]} for group in (*VARIANTS, "tracker") if group != "model"]
+    values = {name: value for name, value in plain.items() if name not in NOT_IDENTITY}
+    values["machine"] = {name: plain["machine"][name] for name in FROM_SCALE}
+    content = yaml.safe_dump({"defaults": [{"override /scale": plain["scale"]}, *groups], **values}, sort_keys=False)
+    name = f"run_{hashlib.sha256(content.encode()).hexdigest()[:16]}"  # 12e4... alone would be read as a number
+    shown = {key: plain["tracker"][key] for key in SHOWN}
+    content += yaml.safe_dump({"tracker": shown}, sort_keys=False)
+    return name, f"# @package _global_\n{content}".encode()
 
 
 def _compose(overrides: Sequence[str], hydra: bool = False) -> DictConfig:

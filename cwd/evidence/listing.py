@@ -92,8 +92,9 @@ def print_run(record: Record, console: Console) -> None:
     """Everything about one run."""
     status, summary = record.status, record.summary or {}
     console.print(f"run {record.key}  {status['state']}  step {status['step']}  {record.folder}", highlight=False)
-    if status.get("message"):
-        console.print(status["message"], highlight=False, markup=False)
+    for name in ("message", "traceback"):
+        if status.get(name):
+            console.print(status[name], highlight=False, markup=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in [*flatten(summary), *flatten(record.config)]:
         table.add_row(name, str(value))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cwd.commit import commit_of
 
 PACKAGES = ("torch", "numpy", "transformers", "accelerate", "tokenizers", "hydra-core", "omegaconf", "wandb")
 
@@ -20,7 +21,7 @@ def describe_environment(device: torch.device, processes: int, sharding: str = "
     return {
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in ("cautious-weight-decay", *PACKAGES)},
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__).resolve().parents[2]),
         "host": platform.node(),
         "platform": platform.platform(),
         "cpu": _cpu(),
@@ -37,23 +38,6 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with "+changes" if files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
 
 
 def _cpu() -> str:

@@ -124,7 +124,7 @@ class Record:
         return self.folder / "metrics.jsonl"
 
     def set_status(self, state: str, step: int, **more: Any) -> None:
-        """Writes the status. `more` may hold a message."""
+        """Writes the status. `more` may hold a message, and the traceback of a failure."""
         assert state in STATES, state
         who = {"host": socket.gethostname(), "pid": os.getpid(), "updated": now()}
         write_json(self.folder / "status.json", {"state": state, "step": step, **who, **more})

@@ -97,12 +97,11 @@ def _held(record: Record, patience: float | None, processes: Processes) -> Itera
 
 def _train(config: schema.Config, data: Any, record: Record, progress: Progress, processes: Processes) -> Result:
     """Imports what is heavy, and keeps the record's status true whatever happens."""
-    from cwd.training.session import train  # torch, transformers and accelerate come with it
 
-    def note(message: str) -> None:
+    def note(message: str, **more: str) -> None:
         if processes.main:
             with suppress(OSError):  # the disk may be what failed
-                record.set_status("failed", record.status["step"], message=message)
+                record.set_status("failed", record.status["step"], message=message, **more)
 
     def lose(message: str) -> None:
         note(message)
@@ -110,9 +109,12 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress,
 
     processes.on_loss = lose
     try:
+        from cwd.training.session import train  # torch, transformers and accelerate come with it
+
         return Result(*train(config, data, record, progress, processes))
     except Exception as error:
-        note(str(error) if isinstance(error, UserError) else traceback.format_exc())
+        [*_, line] = traceback.format_exception_only(error)
+        note(str(error) if isinstance(error, UserError) else line.strip(), traceback=traceback.format_exc())
         raise
     finally:
         progress.close()

@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM: finish the step, save, leave. A second SIGINT leaves at once."""
+"""SIGINT, SIGTERM, SIGUSR1, SIGUSR2: finish the step, save, leave. A second SIGINT leaves at once.
+
+Schedulers send one of the last three before they take a machine away.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import threading
 from types import FrameType
 from typing import Any
 
+NOTED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
@@ -28,7 +32,7 @@ def follow_parent() -> None:
 
 
 class Interrupts:
-    """While entered, notes the first SIGINT or SIGTERM in ``signal``, which the trainer looks at after each step."""
+    """While entered, notes the first of NOTED in ``signal``, which the trainer looks at after each step."""
 
     def __init__(self) -> None:
         self.signal = 0  # the number of the signal that came
@@ -36,7 +40,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in NOTED:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

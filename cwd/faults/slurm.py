@@ -1,0 +1,269 @@
+"""Faults on SLURM: a preemption, a requeue, a scancel, a driver and a job killed with -9, SIGUSR1, an edit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cwd.errors import UserError
+from cwd.faults.cluster import ask
+from cwd.faults.runs import CELLS, LONG, NOT_BEGUN, PATIENCE, Seen, look, name_of, outcomes, see, start_sweep, until
+from cwd.runs import Record, all_records
+from cwd.sweeping.submissions import read_submissions
+
+LAUNCHER = (
+    "hydra/launcher=slurm",
+    "hydra.launcher.partition=main",
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.timeout_min=60",
+)
+MIDDLE = 40  # steps after which a run is in the middle
+URGENT = ("sbatch", "--partition=urgent", "--ntasks=1", "--cpus-per-task=2", "--output=/dev/null", "--wrap")
+BRANCH = "        self.step += 1\n"  # what the edit changes, in cwd/training/trainer.py
+
+
+@dataclass
+class Told:
+    """What a fault did to each run, and what is not as it must be."""
+
+    title: str
+    before: dict[str, Seen]
+    after: dict[str, Seen]
+    end: dict[str, Seen]
+    same: dict[str, bool]  # metrics and weights are those of the undisturbed run, bit for bit
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether all runs are done, with the bits of the undisturbed ones."""
+        return bool(self.same) and set(self.end) == set(self.same) and all(self.same.values())
+
+    def __str__(self) -> str:
+        lines = [self.title]
+        for name, end in self.end.items():
+            before, after = self.before.get(name, NOT_BEGUN), self.after.get(name, NOT_BEGUN)
+            bits = "same bits as undisturbed" if self.same.get(name) else "NOT AS UNDISTURBED"
+            starts = f"started {end.starts} times" if end.starts != 1 else "started once"
+            lines.append(f"  {name:<16} {before!s:<22} -> {after!s:<24} -> {end}, {starts}, {bits}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+class Rig:
+    """A cluster, a copy of the code, and a folder for each fault.
+
+    Args:
+        folder: for data, runs and logs.
+        code: the code that is run; one fault edits it.
+        found: variables with which SLURM's clients find the cluster.
+    """
+
+    def __init__(self, folder: Path, code: Path, found: Mapping[str, str]) -> None:
+        self.folder, self.code, self.found = folder, code, dict(found)
+        self.expected: dict[str, dict[str, Any]] = {}
+
+    def undisturbed(self) -> Told:
+        """The sweep left alone, which all others must equal."""
+        folder = self.folder / "undisturbed"
+        driver = self.start("undisturbed")
+        until(lambda: driver.poll() is not None, "the undisturbed sweep to end")
+        self.expected = outcomes(folder / "runs")
+        if tuple(sorted(self.expected)) != CELLS:
+            raise UserError(
+                f"the sweep left alone did not end well: {folder / 'driver.log'}, {folder / 'runs' / '.jobs'}"
+            )
+        return self.tell("nothing: the sweep left alone, which the others must equal", folder, {}, {})
+
+    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """The sweep of a fault."""
+        return start_sweep(self.code, self.folder / name, [*LAUNCHER, *words], self.found)
+
+    def disturb(self, name: str, title: str, strike: Callable[[Record, subprocess.Popen[bytes]], None]) -> Told:
+        """Strikes when the first run is in its middle, and tells what came of it.
+
+        Args:
+            strike: gets that run and the driver; returns when the fault has shown.
+        """
+        folder = self.folder / name
+        driver = self.start(name)
+        victim = until(lambda: self.middle(folder), f"{name}: a run in its middle")
+        before = look(folder / "runs")
+        strike(victim, driver)
+        after = look(folder / "runs")
+        until(lambda: not self.busy(), f"{name}: an empty queue")
+        until(lambda: driver.poll() is not None, f"{name}: the driver to end")
+        told = self.tell(title, folder, before, after)
+        told.notes.insert(0, f"struck: {name_of(victim)}; the driver ended with {driver.returncode}")
+        return told
+
+    def middle(self, folder: Path) -> Record | None:
+        """A run that is in its middle."""
+        for record in all_records(folder / "runs"):
+            seen = see(record)
+            if seen.state == "running" and seen.step > MIDDLE:
+                return record
+        return None
+
+    def tell(
+        self,
+        title: str,
+        folder: Path,
+        before: dict[str, Seen],
+        after: dict[str, Seen],
+        expected: dict[str, dict[str, Any]] | None = None,
+    ) -> Told:
+        """What has become of the runs in a folder, beside what was expected of them: the undisturbed, if not given."""
+        found = outcomes(folder / "runs")
+        wanted = self.expected if expected is None else expected
+        same = {name: found.get(name) == one for name, one in wanted.items()}
+        return Told(title, before, after, look(folder / "runs"), same)
+
+    def busy(self) -> str:
+        """The queue, "" if it is empty."""
+        return ask(["squeue", "--noheader"], self.found)
+
+    def job_of(self, record: Record) -> str:
+        """The SLURM job of a run, by the overrides that it was submitted with."""
+        words = {f"optimizer={record.config['optimizer']['name']}", f"decay={record.config['decay']['mode']}"}
+        submission = read_submissions(record.folder.parent)[-1]
+        return next(job for job, overrides in submission.jobs.items() if words <= set(overrides.split()))
+
+    def client(self, *words: str) -> None:
+        """A command of SLURM's."""
+        subprocess.run(words, env={**os.environ, **self.found}, check=True, capture_output=True)
+
+
+def preemption(rig: Rig) -> Told:
+    """Jobs of a partition of higher priority take both processors."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        rig.client(*URGENT, "sleep 3")
+        until(lambda: not victim.is_locked(), "the preempted run to save and end")
+
+    return rig.disturb("preemption", "preemption: a job of a higher tier takes both processors", strike)
+
+
+def requeue(rig: Rig) -> Told:
+    """An administrator's scontrol requeue."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        rig.client("scontrol", "requeue", rig.job_of(victim))
+        until(lambda: not victim.is_locked(), "the requeued run to save and end")
+
+    return rig.disturb("requeue", "scontrol requeue of a job", strike)
+
+
+def limit(rig: Rig) -> Told:
+    """The time limit: of a minute, for runs that take longer."""
+    alone, folder = rig.folder / "long", rig.folder / "limit"
+    driver = start_sweep(rig.code, alone, LAUNCHER, rig.found, LONG)
+    until(lambda: driver.poll() is not None, "the long runs left alone to end")
+    short = [word for word in LAUNCHER if "timeout" not in word]
+    words = [*short, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
+    driver = start_sweep(rig.code, folder, words, rig.found, LONG)
+    until(lambda: driver.poll() is not None, "the runs with a limit to end", 2 * PATIENCE)
+    told = rig.tell("a time limit of one minute", folder, {}, {}, outcomes(alone / "runs"))
+    if all(seen.starts < 2 for seen in told.end.values()):
+        told.notes.append("the runs were too short to meet the limit: nothing is shown")
+    return told
+
+
+def job_killed(rig: Rig) -> Told:
+    """kill -9 of a run's process, as the kernel does when memory is short."""
+    return rig.disturb("job", "kill -9 of a job's process", rig_kill(signal.SIGKILL))
+
+
+def user_signal(rig: Rig) -> Told:
+    """SIGUSR1, which many clusters send before a limit."""
+    return rig.disturb("usr1", "SIGUSR1 to a job's process", rig_kill(signal.SIGUSR1))
+
+
+def rig_kill(number: signal.Signals) -> Callable[[Record, subprocess.Popen[bytes]], None]:
+    """A strike that signals the run's process."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        os.kill(victim.status["pid"], number)
+        until(lambda: not victim.is_locked(), "the run to end")
+
+    return strike
+
+
+def driver_killed(rig: Rig) -> Told:
+    """kill -9 of the submitting process: the jobs live on."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        driver.kill()
+        driver.wait()
+
+    return rig.disturb("driver", "kill -9 of the submitting process", strike)
+
+
+def cancelled(rig: Rig) -> Told:
+    """scancel: the run saves and stays stopped, until the same command is given again."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        rig.client("scancel", rig.job_of(victim))
+        until(lambda: not victim.is_locked(), "the cancelled run to save and end")
+
+    told = rig.disturb("scancel", "scancel of a job", strike)
+    stopped = [name for name, seen in told.end.items() if seen.state == "interrupted"]
+    driver = rig.start("scancel")
+    until(lambda: driver.poll() is not None, "the sweep to end the second time")
+    again = rig.tell(told.title, rig.folder / "scancel", told.before, told.after)
+    was = ", ".join(f"{name} ({told.end[name]})" for name in stopped) or "NONE"
+    again.notes = [*told.notes, f"stopped after it, not requeued: {was}; the same command again finished it"]
+    again.same = {name: same and bool(stopped) for name, same in again.same.items()}
+    return again
+
+
+def edited(rig: Rig) -> Told:
+    """The code and the configurations are edited while the jobs wait."""
+    folder = rig.folder / "edited"
+    rig.client(*URGENT, "sleep 1000")
+    until(lambda: "urgent" in ask(["squeue", "-h", "-t", "R", "-o", "%P"], rig.found), "the urgent job to start")
+    driver = rig.start("edited")
+    until(lambda: read_submissions(folder / "runs"), "the jobs to be submitted")
+    trainer, scale = rig.code / "cwd" / "training" / "trainer.py", rig.code / "configs" / "scale" / "smoke.yaml"
+    kept = [(path, path.read_text()) for path in (trainer, scale)]
+    assert BRANCH in kept[0][1]
+    trainer.write_text(kept[0][1].replace(BRANCH, '        raise RuntimeError("edited")\n'))
+    scale.write_text(kept[1][1].replace("batch_size: 4", "batch_size: 8"))
+    try:
+        rig.client("scancel", "--partition=urgent")
+        until(lambda: not rig.busy(), "an empty queue")
+        until(lambda: driver.poll() is not None, "the driver to end")
+    finally:
+        for path, text in kept:
+            path.write_text(text)
+    return rig.tell("an edit of trainer.py and smoke.yaml while the jobs wait", folder, {}, {})
+
+
+FAULTS = {
+    "preemption": preemption,
+    "requeue": requeue,
+    "scancel": cancelled,
+    "driver": driver_killed,
+    "job": job_killed,
+    "usr1": user_signal,
+    "edit": edited,
+    "limit": limit,
+}
+
+
+def copy_code(code: Path, folder: Path) -> Path:
+    """A copy of the project that may be edited."""
+    from cwd.sweeping.frozen import PARTS
+
+    for part in PARTS:
+        if (code / part).is_dir():
+            shutil.copytree(code / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(code / part, folder / part)
+    return folder

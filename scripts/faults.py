@@ -1,0 +1,74 @@
+"""Breaks sweeps on purpose, and prints what happened to each run.
+
+python scripts/faults.py                        a one-node SLURM is started, then every fault; then a local Ray
+python scripts/faults.py preemption job         some of them
+
+Each fault has a four-cell sweep of its own, of which every run must end with the bits of a sweep left alone. What is
+started is ended. About ten minutes on two cores.
+"""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cwd.cli import door
+from cwd.faults.cluster import one_node, why_not
+from cwd.faults.ray import ray_sweep, why_no_ray
+from cwd.faults.runs import end_sweeps
+from cwd.faults.slurm import FAULTS, Rig, Told, copy_code
+from cwd.sweeping.frozen import CODE
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="fault", help=f"of {', '.join(FAULTS)}, ray; all if none is named")
+    parser.add_argument("--keep", type=Path, help="work in this folder, and leave it")
+    arguments = parser.parse_args()
+    names = arguments.names or [*FAULTS, "ray"]
+    if unknown := [name for name in names if name not in (*FAULTS, "ray")]:
+        parser.error(f"no such fault: {', '.join(unknown)}; there are {', '.join(FAULTS)}, ray")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    folder = (arguments.keep or Path(tempfile.mkdtemp(prefix="faults-"))).absolute()
+    try:
+        told = strike(names, folder)
+    finally:
+        end_sweeps()
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    bad = [one.title for one in told if not one.is_well]
+    print(f"{len(told)} sweeps, {len(told) - len(bad)} as they must be" + "".join(f"\nNOT WELL: {one}" for one in bad))
+    sys.exit(1 if bad else 0)
+
+
+def strike(names: list[str], folder: Path) -> list[Told]:
+    """The faults in turn, each told as soon as it is over."""
+    told: list[Told] = []
+    code = copy_code(CODE, folder / "code")
+    if reason := why_not():
+        print(f"SLURM is skipped: {reason}")
+    elif set(names) - {"ray"}:
+        with one_node() as found:
+            rig = Rig(folder, code, found)
+            told.append(show(rig.undisturbed()))
+            told += [show(FAULTS[name](rig)) for name in names if name != "ray"]
+    if "ray" in names:
+        if reason := why_no_ray():
+            print(f"Ray is skipped: {reason}")
+        else:
+            told.append(show(ray_sweep(folder, code)))
+    return told
+
+
+def show(told: Told) -> Told:
+    """Prints it."""
+    print(f"{time.strftime('%H:%M:%S')} {told}\n", flush=True)
+    return told
+
+
+if __name__ == "__main__":
+    door(main)
