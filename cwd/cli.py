@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import multiprocessing
 import os
@@ -25,9 +24,9 @@ from yaml import YAMLError
 
 from cwd.config import allowed_keys, unknown_key
 from cwd.errors import UserError, nearest
+from cwd.files import DISK
 
 GRACE = 3.0  # seconds that a sweep's workers have to save
-DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 HYDRA_KEYS = ("hydra.launcher.", "hydra.sweep.", "hydra.sweeper.params", "hydra.mode", "hydra.verbose")
 GROUPS = (
     "model",

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+DISK = (  # what a disk that is full, read-only, broken or gone answers
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENODEV,
+)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -36,6 +50,38 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Around a library that writes into `folder` and has errors of its own for a disk that refuses: raises the disk's
+    OSError in their place, if it is still the disk that refuses.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception:
+        probe = folder / f".probe.{os.getpid()}.tmp"
+        try:
+            with open(probe, "wb") as file:
+                file.write(bytes(1 << 16))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            probe.unlink(missing_ok=True)
+        raise
+
+
+def disk_fault(error: OSError, folder: Path) -> str | None:
+    """ "<file>: cannot be written (No space left on device)", or that `folder` is gone; None if it is no fault of the
+    disk's.
+    """
+    if error.errno in DISK:
+        return f"{error.filename or folder}: cannot be written ({error.strerror})"
+    if error.errno == errno.ENOENT and not folder.is_dir():
+        return f"{folder}: is gone; is its disk there?"
+    return None
 
 
 def sha256_of(path: Path) -> str:

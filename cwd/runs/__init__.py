@@ -1,6 +1,7 @@
 """A run's identity, folder, metrics and status: written by training, read by evidence. Needs no torch."""
 
+from cwd.runs.lock import RunBusy, RunLost
 from cwd.runs.metrics import MetricsLog, read_metrics
-from cwd.runs.record import Record, RunBusy, all_records, run_key
+from cwd.runs.record import Record, all_records, run_key
 
-__all__ = ["MetricsLog", "Record", "RunBusy", "all_records", "read_metrics", "run_key"]
+__all__ = ["MetricsLog", "Record", "RunBusy", "RunLost", "all_records", "read_metrics", "run_key"]
