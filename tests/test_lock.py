@@ -139,7 +139,7 @@ def test_a_dead_owner_elsewhere_is_taken_over_after_its_silence(
     process.kill()
     process.wait()
     assert run.status["state"] == "running"  # as nobody can know better yet
-    with pytest.raises(RunBusy, match="last heard of . s ago, dead after 2 s"), run.lock(0):
+    with pytest.raises(RunBusy, match=r"last heard of . s ago, dead after 2 s"), run.lock(0):
         pass
     with run.lock(60.0):
         assert run.is_locked()
@@ -211,7 +211,7 @@ def test_a_disk_without_room_for_the_lock_is_one_line(run: Record, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(lock.json, "dump", full)
-        with pytest.raises(UserError, match="cannot be written .No space left"), run.lock():
+        with pytest.raises(UserError, match=r"cannot be written .No space left"), run.lock():
             pass
     assert [path.name for path in run.folder.glob("lock.*")] == []
     with run.lock():
@@ -220,6 +220,13 @@ def test_a_disk_without_room_for_the_lock_is_one_line(run: Record, monkeypatch: 
 
 RACE = """
 import random
+lock.POLLS = 0.001, 0.002
+judge = lock._is_vacant
+def slowly(*about):  # so that several find it vacant before one takes it
+    found = judge(*about)
+    time.sleep(0.005 * random.random())
+    return found
+lock._is_vacant = slowly
 for turn in range({turns}):
     with record.lock(300.0):
         number = int(Path(record.folder / "count").read_text())
