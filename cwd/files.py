@@ -25,7 +25,12 @@ DISK = (  # what a disk that is full, read-only, broken or gone answers
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` by `value` as JSON, atomically: a reader sees the old file or the new one."""
-    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_atomically(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """The text of a JSON file."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -41,6 +46,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Writes over a small file where it lies, which a full disk still takes; a crash meanwhile leaves a part of it."""
+    with open(path, "r+b") as file:
+        file.write(content)
+        file.truncate()
 
 
 def sync(path: Path) -> None:

@@ -31,6 +31,7 @@ from typing import IO, Any
 from cwd.errors import UserError
 
 BEAT, SILENCE = 15.0, 120.0  # seconds between two heartbeats, and without one after which an owner counts as dead
+_HELD: set[str] = set()  # the tokens of this process: it may live on when it could not let go, on a broken disk
 POLLS = (0.02, 1.0)  # seconds between two looks at a lock that is waited for, at first and in the end
 
 
@@ -91,6 +92,7 @@ class Lock:
                 self._let_go.set()
                 heart.join()
                 self._free()
+                _HELD.discard(self._token)
 
     def confirm(self) -> None:
         """Nothing, if this process still holds the run.
@@ -156,6 +158,7 @@ class Lock:
             if _number(path) < found.number:
                 path.unlink(missing_ok=True)
         self._own = own
+        _HELD.add(self._token)
         return True
 
     def _beat(self) -> None:
@@ -210,6 +213,8 @@ def _is_vacant(folder: Path, owner: Owner | None, refused: bool) -> bool:
 
 
 def _lives(owner: Owner) -> bool:
+    if owner.about["pid"] == os.getpid() and owner.about.get("token") not in _HELD:
+        return False
     began = _started(owner.about["pid"])
     return began is not None and began == owner.about.get("started")
 

@@ -14,6 +14,7 @@ evaluations/        see cwd.runs.evaluations; only if something was evaluated
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cwd.errors import UserError
-from cwd.files import read_json, write_json
+from cwd.files import as_json, overwrite, read_json, write_json
 from cwd.runs.lock import Lock, is_locked
 
 FORMAT = 1  # raised when the same configuration comes to mean other numbers
@@ -121,11 +122,17 @@ class Record:
         return self.folder / "metrics.jsonl"
 
     def set_status(self, state: str, step: int, **more: Any) -> None:
-        """Writes the status. `more` may hold a message."""
+        """Writes the status, on a full disk over the one that is there. `more` may hold a message."""
         assert state in STATES, state
         self.confirm()
         who = {"host": socket.gethostname(), "pid": os.getpid(), "updated": now()}
-        write_json(self.folder / "status.json", {"state": state, "step": step, **who, **more})
+        path, status = self.folder / "status.json", {"state": state, "step": step, **who, **more}
+        try:
+            write_json(path, status)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+                raise
+            overwrite(path, as_json(status))
 
     def finish(self, summary: dict[str, Any], step: int) -> None:
         """Writes the summary, then the status "done": in that order, so that a done run always has its result."""

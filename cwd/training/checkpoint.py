@@ -221,6 +221,8 @@ def _is_whole(folder: Path) -> bool:
     if not isinstance(checksum, dict):
         return False
     expected = {"state.pt": checksum.get("sha256"), **checksum.get("parts", {})}
+    if {path.name for path in folder.glob("*.safetensors")} - expected.keys():
+        return False  # what is not ours would be read with the rest
     try:
         return all(sha256 == sha256_of(folder / name) for name, sha256 in expected.items())
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -75,6 +76,8 @@ def _find_or_train(config: schema.Config, wait: bool, progress: Progress, proces
         Record.create(root, own, description, everything)
     with _held(record, WAIT if wait else None, processes) as state:
         if state in FINISHED:
+            if processes.main:  # a kill after the result may have left them
+                shutil.rmtree(record.folder / "checkpoints", ignore_errors=True)
             return Result(state, record, record.summary), True
         return _train(config, data, record, progress, processes), False
 
