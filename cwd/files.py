@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +73,26 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError:
         raise
-    except Exception:
-        probe = folder / f".probe.{os.getpid()}.tmp"
-        try:
-            with open(probe, "wb") as file:
-                file.write(bytes(1 << 16))
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
+    except Exception as error:
+        if (refused := _refusal(folder)) is not None:
+            raise refused from error
         raise
+
+
+def _refusal(folder: Path) -> OSError | None:
+    """The disk's error when something is written into `folder`; None if there is none, or it is not the disk's."""
+    probe = folder / f".probe.{os.getpid()}.tmp"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error if error.errno in DISK else None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
 
 
 def disk_fault(error: OSError, folder: Path) -> str | None:

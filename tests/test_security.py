@@ -1,5 +1,5 @@
-"""Nothing that is loaded can run code, and what is secret stands nowhere. Each hostile file here does run code where it
-is loaded as it would like to be.
+"""Nothing that is loaded can run code, and what is secret stands nowhere. The hostile checkpoints are shown to run code
+where they are loaded as they would like to be.
 """
 
 from __future__ import annotations
