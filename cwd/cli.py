@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import functools
 import multiprocessing
 import os
@@ -14,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -21,13 +21,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from cwd.config import allowed_keys, unknown_key
 from cwd.errors import UserError, nearest
+from cwd.files import DISK
 
 GRACE = 3.0  # seconds that a sweep's workers have to save
-DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 HYDRA_KEYS = ("hydra.launcher.", "hydra.sweep.", "hydra.sweeper.params", "hydra.mode", "hydra.verbose")
 GROUPS = (
     "model",
@@ -61,7 +61,7 @@ def guarded(main: Callable[[], Any]) -> None:
     argparse.ArgumentParser.error = _flag_error  # type: ignore[assignment, method-assign]
     try:
         _check_arguments(sys.argv[1:])
-    except (UserError, HydraException) as error:
+    except (UserError, HydraException, YAMLError) as error:
         fail(error)
     door(main)
 
@@ -185,6 +185,8 @@ def _check_arguments(arguments: list[str]) -> None:
 
     No value may name code to import: what Hydra imports is set by the files under configs/ alone.
     """
+    for folder in _config_folders(arguments):
+        _refuse_targets(folder)
     parser = OverridesParser.create()
     for argument in arguments:
         if argument.startswith("--experimental-rerun"):
@@ -204,6 +206,25 @@ def _check_arguments(arguments: list[str]) -> None:
             raise UserError(f"{argument}: not to be set; of hydra's keys, allowed are {', '.join(HYDRA_KEYS)}")
         if name in GROUPS and name != "experiment" and (value is None or isinstance(value, bool | int | float)):
             raise UserError(f"{argument}: a choice is needed; --help lists them")
+
+
+def _config_folders(arguments: list[str]) -> list[Path]:
+    """The folders of configuration files that are not the project's own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=True, exit_on_error=False)
+    parser.add_argument("--config-dir", "-cd")
+    parser.add_argument("--config-path", "-cp")
+    known, _ = parser.parse_known_args(arguments)
+    return [Path(folder) for folder in (known.config_dir, known.config_path) if folder]
+
+
+def _refuse_targets(folder: Path) -> None:
+    """Hydra imports and calls what a file names as _target_, before anything of ours has seen it."""
+    for path in sorted(folder.rglob("*.y*ml")):
+        text = path.read_text(errors="replace")
+        if "_target_" not in text and "\\" not in text:  # which could spell it otherwise
+            continue
+        if any("_target_" in str(name) for name in _names(safe_load(text))):
+            raise UserError(f"{path}: a file cannot name code to import; _target_ is not allowed")
 
 
 def _names(value: Any) -> Iterator[str]:

@@ -111,13 +111,15 @@ def test_the_door_refuses_a_benchmark_that_is_not_there(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "benchmark.py: optimisers: no such benchmark (nearest: 'optimizers'); "
-        "allowed are trainer, optimizers, memory, peers, loss, sweep, data, images\n"
+        "allowed are trainer, optimizers, memory, peers, loss, sweep, data, images, checkpoint\n"
     )
 
 
 def test_the_door_has_help(tmp_path: Path) -> None:
     out = command("scripts/benchmark.py", "--help", folder=tmp_path).stdout
-    assert all(f"\n{name} " in out for name in ("trainer", "optimizers", "memory", "peers", "data", "images"))
+    assert all(
+        f"\n{name} " in out for name in ("trainer", "optimizers", "memory", "peers", "data", "images", "checkpoint")
+    )
 
 
 BAD = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cwd.errors import UserError
 from cwd.optim import engine, update
 from cwd.runs import all_records, read_metrics
 from cwd.runs import record as record_module
@@ -264,7 +265,7 @@ def test_a_full_disk_is_a_failed_run_with_its_last_checkpoint_intact(tmp_path, u
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.torch, "save", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match="No space left"):
             train(tmp_path, *overrides)
     [record] = all_records(tmp_path / "runs")
     assert record.status["state"] == "failed"

@@ -11,4 +11,5 @@ BENCHMARKS = (  # modules of this package with a ``main(arguments)``
     "sweep",
     "data",
     "images",
+    "checkpoint",
 )

@@ -75,7 +75,7 @@ class Harness:
             from transformers import AutoConfig
 
             try:
-                start = AutoConfig.from_pretrained(str(folder)).bos_token_id
+                start = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).bos_token_id
                 return HFLM(
                     pretrained=str(folder),
                     tokenizer=tokenizer,

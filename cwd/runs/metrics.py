@@ -17,15 +17,23 @@ class MetricsLog:
     """Appends to a metrics file. Each line goes to the operating system at once, so kill -9 loses none."""
 
     def __init__(self, path: Path) -> None:
-        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-        if torn:
-            self._file.write(b"\n")
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed by close)
+        self.torn = False  # whether the last line was cut off, by a kill or a full disk
+        if self._file.seek(0, os.SEEK_END) > 0:
+            self._file.seek(-1, os.SEEK_END)
+            self.torn = self._file.read(1) != b"\n"
+        if self.torn:
+            self._append(b"\n")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """One line. `step` is the number of updates done. Floats that are not finite become null."""
         line = json.dumps({"kind": kind, "step": step, **_finite(values)}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._append(line.encode() + b"\n")
+
+    def _append(self, content: bytes) -> None:
+        """In one write, but for a disk that becomes full, which takes a part before it says so."""
+        while content:
+            content = content[self._file.write(content) :]
 
     def sync(self) -> None:
         """Makes the lines so far durable."""

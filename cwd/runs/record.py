@@ -4,6 +4,7 @@ config.json         the key, the resolved configuration and the data's fingerpri
 environment.jsonl   a line for each start: versions, commit, machine
 metrics.jsonl       see cwd.runs.metrics
 status.json         state, step, who works on it
+lock, lock.<n>      who may write here; see cwd.runs.lock
 summary.json        the result; only a finished run has one
 checkpoints/        while it is not finished
 model/              the final weights, and the tokenizer
@@ -13,29 +14,25 @@ evaluations/        see cwd.runs.evaluations; only if something was evaluated
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cwd.errors import UserError
-from cwd.files import read_json, write_json
+from cwd.files import as_json, overwrite, read_json, write_json
+from cwd.runs.lock import Lock, is_locked
 
 FORMAT = 1  # raised when the same configuration comes to mean other numbers
 KEY_LENGTH = 16
 STATES = ("running", "interrupted", "done", "diverged", "failed")
 FINISHED = ("done", "diverged")
 PATIENCE = 1.0  # seconds that a starter waits for the lock, which a reader holds for an instant
-
-
-class RunBusy(UserError):
-    """Another process is working on the run."""
 
 
 def run_key(identity: dict[str, Any], data_fingerprint: str) -> str:
@@ -57,6 +54,7 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.key = folder.name
+        self._lock: Lock | None = None  # while this object holds it
 
     @classmethod
     def create(cls, root: Path, identity: dict[str, Any], data: dict[str, Any], everything: dict[str, Any]) -> Record:
@@ -124,24 +122,35 @@ class Record:
         return self.folder / "metrics.jsonl"
 
     def set_status(self, state: str, step: int, **more: Any) -> None:
-        """Writes the status. `more` may hold a message, and the traceback of a failure."""
+        """Writes the status, on a full disk over the one that is there. `more` may hold a message, and the traceback of a
+        failure.
+        """
         assert state in STATES, state
+        self.confirm()
         who = {"host": socket.gethostname(), "pid": os.getpid(), "updated": now()}
-        write_json(self.folder / "status.json", {"state": state, "step": step, **who, **more})
+        path, status = self.folder / "status.json", {"state": state, "step": step, **who, **more}
+        try:
+            write_json(path, status)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+                raise
+            overwrite(path, as_json(status))
 
     def finish(self, summary: dict[str, Any], step: int) -> None:
         """Writes the summary, then the status "done": in that order, so that a done run always has its result."""
+        self.confirm()
         write_json(self.folder / "summary.json", {**summary, "checksum": digest(summary)})
         self.set_status("done", step)
 
     def add_environment(self, environment: dict[str, Any]) -> None:
         """Appends a line about where this start runs."""
+        self.confirm()
         with open(self.folder / "environment.jsonl", "a") as file:
             file.write(json.dumps({"started": now(), **environment}) + "\n")
 
     @contextlib.contextmanager
     def lock(self, patience: float | None = None) -> Iterator[None]:
-        """Holds the run for this process; the operating system lets go of it however the process ends.
+        """Holds the run for this process, however it ends.
 
         Args:
             patience: seconds to wait for another process; PATIENCE if not given.
@@ -150,30 +159,26 @@ class Record:
             RunBusy: another process holds it.
             UserError: the folder cannot be written.
         """
-        try:
-            file = open(self.folder / "lock", "a+")  # noqa: SIM115 (closed below)
-        except OSError as error:
-            raise UserError(f"run {self.key}: {self.folder} cannot be written ({error.strerror})") from error
-        with file:
-            give_up = time.monotonic() + (PATIENCE if patience is None else patience)
-            while not _flock(file, fcntl.LOCK_EX):
-                if time.monotonic() > give_up:
-                    file.seek(0)
-                    owner = file.read() or "another process"
-                    raise RunBusy(f"run {self.key}: {owner} is working on it; wait for it, or end it")
-                time.sleep(0.02)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        with contextlib.ExitStack() as stack:
+            lock = Lock(self.folder)
+            try:
+                stack.enter_context(lock.held(PATIENCE if patience is None else patience))
+            except OSError as error:
+                raise UserError(f"run {self.key}: {self.folder} cannot be written ({error.strerror})") from error
+            self._lock = lock
+            stack.callback(setattr, self, "_lock", None)
             yield
+
+    def confirm(self) -> None:
+        """Before what is shared is written: raises RunLost if another process has taken the run over, and
+        FileNotFoundError if the folder is gone. Whoever never took the lock is not asked.
+        """
+        if self._lock is not None:
+            self._lock.confirm()
 
     def is_locked(self) -> bool:
         """Whether some process holds the run now. Readers do not see each other."""
-        try:
-            with open(self.folder / "lock") as file:
-                return not _flock(file, fcntl.LOCK_SH)
-        except OSError:  # no lock file: nobody ever worked here
-            return False
+        return is_locked(self.folder)
 
 
 def all_records(root: Path) -> list[Record]:
@@ -181,15 +186,6 @@ def all_records(root: Path) -> list[Record]:
     if not root.is_dir():
         return []
     return [Record(folder) for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()]
-
-
-def _flock(file: IO[str], kind: int) -> bool:
-    """Whether the lock could be had at once."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read_object(path: Path) -> dict[str, Any]:

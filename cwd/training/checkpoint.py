@@ -12,6 +12,7 @@ could run code.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
@@ -30,7 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule
 
-from cwd.files import read_json, sha256_of, sync, write_json
+from cwd.errors import UserError
+from cwd.files import disk_errors, read_json, sha256_of, sync, write_json
 from cwd.optim import RuleOptimizer
 from cwd.training.parallel import largest, tied_names
 
@@ -38,32 +40,58 @@ KEEP = 2  # the newest and, should it turn out damaged, the one before
 
 
 def save_checkpoint(
-    root: Path, step: int, state: dict[str, Any], model: nn.Module, optimizer: RuleOptimizer, accelerator: Accelerator
-) -> None:
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    model: nn.Module,
+    optimizer: RuleOptimizer,
+    accelerator: Accelerator,
+    confirm: Callable[[], None] = lambda: None,
+) -> int:
     """Writes ``root/step-<step>/`` and removes all but the newest KEEP. All processes call it, at the same step.
 
     Args:
         root: the run's checkpoints folder, made if absent.
         step: updates done.
         state: tensors, numbers, text and containers of them: what ``torch.load(weights_only=True)`` takes.
+        confirm: called by the main process before anything there is changed; raises if it may not be.
+
+    Returns:
+        Its bytes on the disk; 0 in other processes.
 
     Raises:
         OSError: the disk is full or not writable; older checkpoints are intact.
     """
     work, main = root / ".saving.tmp", accelerator.is_main_process
     if main:
-        root.mkdir(parents=True, exist_ok=True)
+        confirm()
+        root.mkdir(exist_ok=True)  # not its parents: the disk that they were on may be gone
         _remove_unfinished(root)
         work.mkdir()
+    try:
+        with disk_errors(work):
+            _write_parts(work, state, model, optimizer, accelerator)
+    except Exception:
+        if main:
+            shutil.rmtree(work, ignore_errors=True)  # so that there is room for a status that says what happened
+        raise
+    if not main:
+        return 0
+    confirm()
+    return _publish(work, root, step)
+
+
+def _write_parts(
+    work: Path, state: dict[str, Any], model: nn.Module, optimizer: RuleOptimizer, accelerator: Accelerator
+) -> None:
     if isinstance(model, FSDPModule):
         accelerator.wait_for_everyone()
         state = {**state, "groups": _save_parts(work, model, optimizer)}
         accelerator.wait_for_everyone()
-    elif main:
+    elif accelerator.is_main_process:
         state = {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    if main:
+    if accelerator.is_main_process:
         torch.save(state, work / "state.pt")
-        _publish(work, root, step)
 
 
 def _save_parts(folder: Path, model: nn.Module, optimizer: RuleOptimizer) -> list[dict[str, Any]]:
@@ -73,12 +101,14 @@ def _save_parts(folder: Path, model: nn.Module, optimizer: RuleOptimizer) -> lis
         _tensors(model, weights, own), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     )
     rank = torch.distributed.get_rank()
-    written = folder.glob(f"shard-{rank + 1:05d}-*.safetensors")
+    written = list(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
+    for path in written:
+        sync(path)
     write_json(folder / f"{rank}.sha256.json", {path.name: sha256_of(path) for path in written})
     return own["param_groups"]
 
 
-def _publish(work: Path, root: Path, step: int) -> None:
+def _publish(work: Path, root: Path, step: int) -> int:
     final = root / f"step-{step:08d}"
     sync(work / "state.pt")
     named: dict[str, Any] = {}
@@ -91,6 +121,7 @@ def _publish(work: Path, root: Path, step: int) -> None:
     sync(root)
     for old in _folders(root)[:-KEEP]:
         shutil.rmtree(old)
+    return sum(path.stat().st_size for path in final.iterdir())
 
 
 def load_checkpoint(
@@ -113,7 +144,7 @@ def load_checkpoint(
     if step < 0:
         return None
     folder = root / f"step-{step:08d}"
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    state = _read_state(folder)
     check(state)
     if "groups" in state:
         _load_parts(folder, model, optimizer, state.pop("groups"))
@@ -123,6 +154,17 @@ def load_checkpoint(
         optimizer.load_state_dict(state.pop("optimizer"))
     accelerator.wait_for_everyone()  # nobody writes the next one while another still reads
     return state
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UserError(
+            f"checkpoint {folder}: state.pt holds more than tensors, numbers and text, and is not loaded; its checksum "
+            "is right, so it was made so; remove the folder to go on from the checkpoint before"
+        ) from error
+    return cast(dict[str, Any], state)
 
 
 def _load_parts(folder: Path, model: nn.Module, optimizer: RuleOptimizer, groups: list[dict[str, Any]]) -> None:
@@ -159,10 +201,11 @@ def remove_checkpoints(root: Path) -> None:
 
 def _newest(root: Path, say: Callable[[str], None]) -> int | None:
     """The step of the newest checkpoint that is whole."""
-    for folder in reversed(_folders(root)):
+    folders = _folders(root)
+    for folder in reversed(folders):
         if _is_whole(folder):
             return int(folder.name.removeprefix("step-"))
-        say(f"checkpoint {folder}: damaged, trying the one before")
+        say(f"checkpoint {folder}: damaged, {'trying the one before' if folder != folders[0] else 'none is left'}")
     return None
 
 
@@ -178,6 +221,8 @@ def _is_whole(folder: Path) -> bool:
     if not isinstance(checksum, dict):
         return False
     expected = {"state.pt": checksum.get("sha256"), **checksum.get("parts", {})}
+    if {path.name for path in folder.glob("*.safetensors")} - expected.keys():
+        return False  # what is not ours would be read with the rest
     try:
         return all(sha256 == sha256_of(folder / name) for name, sha256 in expected.items())
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,8 +15,9 @@ from typing import Any
 from cwd import schema
 from cwd.config import identity
 from cwd.errors import UserError
+from cwd.files import disk_fault
 from cwd.naming import run_name
-from cwd.runs import Record, run_key
+from cwd.runs import Record, RunLost, run_key
 from cwd.runs.record import FINISHED
 from cwd.training.processes import Processes, join
 from cwd.training.progress import Progress, duration
@@ -68,12 +70,15 @@ def _find_or_train(config: schema.Config, wait: bool, progress: Progress, proces
     data, description = processes.in_turn(lambda: load_data(config, progress.say))
     processes.agree({"the data's fingerprint": description["fingerprint"]})
     root, own = Path(config.machine.runs), identity(config)
+    record = Record(root / run_key(own, description["fingerprint"]))
     if processes.main:
-        record = Record.create(root, own, description, everything)
-    else:
-        record = Record(root / run_key(own, description["fingerprint"]))
+        if (record.folder / "config.json").exists() and not record.description:
+            progress.warn(f"{record.folder / 'config.json'}: damaged, written anew")
+        Record.create(root, own, description, everything)
     with _held(record, WAIT if wait else None, processes) as state:
         if state in FINISHED:
+            if processes.main:  # a kill after the result may have left them
+                shutil.rmtree(record.folder / "checkpoints", ignore_errors=True)
             return Result(state, record, record.summary), True
         return _train(config, data, record, progress, processes), False
 
@@ -100,7 +105,7 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress,
 
     def note(message: str, **more: str) -> None:
         if processes.main:
-            with suppress(OSError):  # the disk may be what failed
+            with suppress(OSError, RunLost):  # the disk may be what failed, and the run another's by now
                 record.set_status("failed", record.status["step"], message=message, **more)
 
     def lose(message: str) -> None:
@@ -111,13 +116,28 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress,
     try:
         from cwd.training.session import train  # torch, transformers and accelerate come with it
 
-        return Result(*train(config, data, record, progress, processes))
+        with _disk_told(record):
+            return Result(*train(config, data, record, progress, processes))
     except Exception as error:
         [*_, line] = traceback.format_exception_only(error)
         note(str(error) if isinstance(error, UserError) else line.strip(), traceback=traceback.format_exc())
         raise
     finally:
         progress.close()
+
+
+@contextmanager
+def _disk_told(record: Record) -> Iterator[None]:
+    """What a disk refuses becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        fault = disk_fault(error, record.folder)
+        if fault is None:
+            raise
+        raise UserError(
+            f"run {record.key}: {fault}; what was saved before is intact, and the same command goes on from it"
+        ) from error
 
 
 def _tell(result: Result, config: schema.Config, progress: Progress, found: bool) -> None:

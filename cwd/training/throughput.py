@@ -34,6 +34,7 @@ class Speedometer:
         self._on_gpu = self._device.type == "cuda"
         self._peak = peak_of(self._device, precision)
         self._since: float | None = None
+        self._checkpoint_bytes = 0
         self._reset()
 
     def go(self) -> None:
@@ -75,13 +76,20 @@ class Speedometer:
         self._units += units
         self._updates += 1
 
+    def saved(self, seconds: float, size: int) -> None:
+        """A checkpoint of `size` bytes took so long."""
+        self._checkpoints += 1
+        self._saving += seconds
+        self._checkpoint_bytes = size
+
     def take(self) -> dict[str, Any] | None:
         """What was measured since the last time; None if nothing was. All processes ask.
 
         ``<unit>_per_second`` over all processes, ``step_seconds``; ``tflops``: TFLOP/s of each device, and ``mfu``,
         its fraction of the device's peak, null where one is not known; ``data_share`` and ``optimizer_share`` of the
         time, the largest of any process, and ``peak_memory``, in bytes: on a GPU what tensors held, on a CPU what the
-        process held, at most, since it began.
+        process held, at most, since it began. ``checkpoints``, how many were written, which none of the above
+        counts, the ``checkpoint_seconds`` that this took, and the ``checkpoint_bytes`` of the last one.
         """
         self.stop()
         if not self._updates:
@@ -99,6 +107,9 @@ class Speedometer:
             "optimizer_share": stepped / self._seconds,
             "peak_memory": int(memory),
             "processes": processes,
+            "checkpoints": self._checkpoints,
+            "checkpoint_seconds": self._saving,
+            "checkpoint_bytes": self._checkpoint_bytes,
         }
         self._reset()
         return found
@@ -110,5 +121,6 @@ class Speedometer:
 
     def _reset(self) -> None:
         self._seconds = self._waited = self._stepped = 0.0
-        self._units = self._updates = 0
+        self._saving = 0.0
+        self._units = self._updates = self._checkpoints = 0
         self._events: list[Events] = []

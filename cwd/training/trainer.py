@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cwd import schema
 from cwd.errors import UserError
-from cwd.files import sync
+from cwd.files import disk_errors, sync
 from cwd.models.flops import flops_per_token
 from cwd.runs import MetricsLog, Record
 from cwd.training.checkpoint import load_checkpoint, save_checkpoint
@@ -36,6 +36,8 @@ from cwd.training.tasks import Batch, Task, chunks
 from cwd.training.throughput import Speedometer
 from cwd.training.tracker import Tracker
 from cwd.training.validation import evaluate, load
+
+SAVING = 0.02  # of the time that checkpoints may take: where one takes long, they come less often
 
 
 class Diverged(Exception):
@@ -120,8 +122,11 @@ class Trainer:
         self._resume()
         self._log_file = MetricsLog(self.record.metrics_file) if self.accelerator.is_main_process else None
         self._log_resume()
+        if self._log_file is not None and self._log_file.torn:
+            self.progress.warn(f"{self.record.metrics_file}: the last line was cut off, and is passed over")
         self.tracker.begin(self._after)
         self._started = self._saved = time.monotonic()
+        self._save_cost = 0.0  # seconds, of the last checkpoint
         self._first_step, self._seconds_before, self._units_here = self.step, self.seconds, 0
         traced = self.config.machine.profile if self.accelerator.is_main_process else 0
         self._trace = Trace(traced, self.record.folder, self.progress.say)
@@ -148,7 +153,8 @@ class Trainer:
 
     def _save_or_leave(self) -> None:
         """A checkpoint if the time for it has come or a signal came; after a signal, the end."""
-        old = time.monotonic() - self._saved >= self.config.machine.checkpoint_seconds
+        between = self.config.machine.checkpoint_seconds
+        old = time.monotonic() - self._saved >= (max(between, self._save_cost / SAVING) if between else 0)
         # Clocks and signals differ between processes, and all must do the same.
         due, signal = map(int, largest(self.accelerator, old, self.interrupts.signal))
         if due or signal:
@@ -268,10 +274,13 @@ class Trainer:
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        save_checkpoint(self._checkpoints, self.step, state, self.bare_model, self.rule_optimizer, self.accelerator)
+        began, where = time.monotonic(), (self.bare_model, self.rule_optimizer, self.accelerator)
+        size = save_checkpoint(self._checkpoints, self.step, state, *where, self.record.confirm)
         if self.accelerator.is_main_process:
             self.record.set_status("running", self.step, steps=self.steps)
         self._saved = time.monotonic()
+        self._save_cost = self._saved - began
+        self.speed.saved(self._save_cost, size)
 
     def _resume(self) -> None:
         where = self.bare_model, self.rule_optimizer, self.accelerator
@@ -325,13 +334,17 @@ class Trainer:
 
     def _save_model(self, model: torch.nn.Module, weights: dict[str, torch.Tensor], name: str) -> None:
         work, final = self.record.folder / f".model.{os.getpid()}.tmp", self.record.folder / name
-        self.task.save_model(model, weights, work)
+        self.record.confirm()
+        with disk_errors(self.record.folder):
+            self.task.save_model(model, weights, work)
+        self.record.confirm()
         shutil.rmtree(final, ignore_errors=True)
         os.rename(work, final)
         sync(self.record.folder)
 
     def _write(self, kind: str, **values: Any) -> None:
         if self._log_file is not None:
+            self.record.confirm()
             self._log_file.write(kind, self.step, **values)
 
 

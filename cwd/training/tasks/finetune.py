@@ -46,7 +46,9 @@ class FinetuneTask(TextTask):
         import cwd.models  # noqa: F401 (registers ours with transformers)
 
         state = torch.get_rng_state()
-        model = AutoModelForCausalLM.from_pretrained(str(self._source.folder), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(self._source.folder), dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
         torch.set_rng_state(state)
         return model if self._model.adapter == "none" else with_lora(model, self._model)
 
