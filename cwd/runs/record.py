@@ -122,7 +122,7 @@ class Record:
         return self.folder / "metrics.jsonl"
 
     def set_status(self, state: str, step: int, **more: Any) -> None:
-        """Writes the status, on a full disk over the one that is there. `more`: a message, the traceback of a failure."""
+        """Writes the status, on a full disk over the one that is there. `more`: message, traceback of a failure."""
         assert state in STATES, state
         self.confirm()
         who = {"host": socket.gethostname(), "pid": os.getpid(), "updated": now()}
