@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c fair
-.PHONY: help demo tune plan paper $(ARTIFACTS) ledger test lint types unit proofs setup setup-dev clean
+.PHONY: help demo tune plan paper $(ARTIFACTS) ledger report test lint types unit proofs setup setup-dev clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,10 @@ plan: .venv/train.stamp  ## time, memory, cost and seeds before a GPU hour: ARTI
 
 ledger: .venv/train.stamp  ## every claim of the paper, and what the runs that are there say
 	@$(BIN)/python scripts/report.py --scale $(SCALE)
+
+report: .venv/train.stamp  ## everything in one HTML page, results/SCALE/report.html; SERVE=1 PORT=8000 shows a sweep while it runs
+	@$(BIN)/python scripts/report.py $(ARTIFACT) --scale $(SCALE) $(if $(RUNS),--runs $(RUNS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(SERVE),--serve $(PORT),--html)
 
 test: .venv/dev.stamp  ## everything that must hold: formatting, lint, types, unit tests
 	@$(MAKE) --no-print-directory lint types unit
