@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,14 @@ class Opened:
         plot.wait_for(state="attached")
         plot.scroll_into_view_if_needed()
         return plot
+
+
+def until(page: Any, expression: str) -> None:
+    """Waits until it holds. Playwright's own wait evaluates text inside the page, which the page forbids."""
+    give_up = time.monotonic() + PATIENCE / 1000
+    while not page.evaluate(expression):
+        assert time.monotonic() < give_up, expression
+        page.wait_for_timeout(50)
 
 
 def visible_claims(page: Any) -> list[str]:
@@ -165,11 +174,11 @@ def test_a_chart_answers_the_pointer_and_hides_a_line(browser: Any, file: Path) 
         page.mouse.down()
         page.mouse.move(x + box["width"] / 4, y + 2, steps=4)
         page.mouse.up()
-        page.wait_for_function(f"({ask})[1] - ({ask})[0] < 0.6 * ({before[1]} - {before[0]})")
+        until(page, f"({ask})[1] - ({ask})[0] < 0.6 * ({before[1]} - {before[0]})")
         lines = "document.querySelector('#laptop-figure9 .js-plotly-plot').data.map(one => one.name).filter(Boolean)"
         assert page.evaluate(lines) == ["decoupled", "cautious"]
         page.locator("#laptop-figure9 .legend button", has_text="decoupled").click()
-        page.wait_for_function(f"({lines}).length === 1")
+        until(page, f"({lines}).length === 1")
         assert opened.complaints == []
 
 
@@ -203,7 +212,7 @@ def test_both_themes_and_a_phones_width(browser: Any, file: Path, theme: str) ->
         charts = page.locator("[data-chart]")
         for i in range(charts.count()):
             charts.nth(i).scroll_into_view_if_needed()
-        page.wait_for_function("!document.querySelector('[data-drawn]:not(:has(.main-svg))')")
+        until(page, "!document.querySelector('[data-drawn]:not(:has(.main-svg))')")
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
         for _ in range(2):
             page.locator("#theme").click()  # auto, light, dark
@@ -230,13 +239,13 @@ def test_served_it_follows_a_sweep(browser: Any, report: Report) -> None:
     try:
         with Opened(browser, f"http://127.0.0.1:{server.server_port}/", offline=False) as opened:
             page = opened.page
-            page.wait_for_function("document.getElementById('live-text').textContent.startsWith('4 of 18 runs')")
+            until(page, "document.getElementById('live-text').textContent.startsWith('4 of 18 runs')")
             assert "About 10 min left with 1 at a time" in page.locator("#live-text").text_content()
             page.locator("#live-curves .main-svg").first.wait_for(state="attached")
             assert "no memory" in page.locator("#live-runs").text_content()
             assert HOSTILE in page.locator("#live-runs pre").text_content()
             now.update(finished=5)
-            page.wait_for_function("document.getElementById('live-text').textContent.startsWith('5 of 18 runs')")
+            until(page, "document.getElementById('live-text').textContent.startsWith('5 of 18 runs')")
             assert page.evaluate("window.hacked") is None
             assert opened.complaints == []
     finally:
