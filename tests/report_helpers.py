@@ -11,7 +11,7 @@ from typing import Any
 from cwd.evidence.artifact_files import artifact_names
 from cwd.evidence.page.page import report_page
 from cwd.evidence.study import State, Study
-from cwd.runs import Record
+from cwd.runs import MetricsLog, Record
 from tests.evidence_helpers import noise, paired_losses, write_state
 
 HOSTILE = '</script><script>window.hacked=1</script><img src=x onerror="window.hacked=2">&amp;{{ 7*7 }}'
@@ -29,10 +29,13 @@ class Report:
 
 
 def make_report(folder: Path) -> Report:
-    """Table 10's and Figure 9's runs on three seeds; one diverged, and its texts are hostile."""
+    """Table 10's and Figure 9's runs on three seeds; one diverged, and its texts are hostile. And a
+    check of the theory.
+    """
     study = Study("laptop", folder / "runs", 3)
     write_state(study, "demo", paired_losses(-0.02), _curves)
     write_state(study, "figure9", _one_diverges, _curves)
+    write_check(folder / "runs")
     again = Study("laptop", folder / "runs", 3)
     states = {name: again.state(name) for name in artifact_names()}
     gone = next(
@@ -43,6 +46,17 @@ def make_report(folder: Path) -> Report:
     )
     spoil(gone)
     return Report(folder / "runs", states, report_page(list(states.values())), gone.key)
+
+
+def write_check(root: Path) -> None:
+    """The check behind Figure 2, with a path of two points from each of two starts."""
+    identity = {"theory": {"format": 1, "check": "figure2"}}
+    record = Record.create(root, identity, {"fingerprint": "none"}, identity)
+    log = MetricsLog(record.metrics_file)
+    for step, points in enumerate([[[1.0, 2.0], [3.0, 1.0]], [[1.5, 2.5], [2.0, 2.0]]]):
+        log.write("trajectory", step, decay="cautious", lr=0.1, points=points)
+    log.close()
+    record.finish({"check": "figure2", "runs": [{"decay": "cautious", "lr": 0.1}]}, 0)
 
 
 def spoil(record: Record) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import threading
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from cwd.evidence.study import Study
 from cwd.planning.forecast import BETWEEN
 from cwd.planning.progress import Progress
 from cwd.runs import Record
+from tests.conftest import ROOT
 from tests.evidence_helpers import paired_losses, words, write_record
 from tests.report_helpers import HOSTILE, Node, Report, parse
 
@@ -117,9 +119,10 @@ def test_the_tables_are_the_documents_with_the_published_rows_marked(report: Rep
     assert "3.0136" in printed[0].text
 
 
-def test_the_charts_draw_the_documents_series(report: Report, data: dict[str, Any]) -> None:
-    (figure,) = document(report.states["figure9"]).figures
-    chart = data["charts"]["laptop-figure9-figure0"]
+@pytest.mark.parametrize(("name", "number"), [("figure9", 0), ("figure2", 1)])
+def test_the_charts_draw_the_documents_series(report: Report, data: dict[str, Any], name: str, number: int) -> None:
+    (figure,) = document(report.states[name]).figures
+    chart = data["charts"][f"laptop-{name}-figure{number}"]
     drawn = [panel for panel in figure.panels if panel.series]
     for panel, one in zip(chart["panels"], drawn, strict=True):
         for line, series in zip(panel["lines"], one.series, strict=True):
@@ -127,8 +130,21 @@ def test_the_charts_draw_the_documents_series(report: Report, data: dict[str, An
             assert [line[name] for name in ("x", "y", "low", "high")] == [
                 list(values or ()) for values in (series.x, series.y, series.low, series.high)
             ]
-    marked = [claim["claim"] for claim in data["charts"]["laptop-table10-differences"]["claims"]]
-    assert "lower_loss" in marked
+
+
+def test_the_differences_are_the_findings_seed_by_seed(report: Report, data: dict[str, Any]) -> None:
+    drawn = data["charts"]["laptop-table10-differences"]["claims"]
+    found = [one for one in report.states["table10"].findings if one.claim.id == drawn[0]["claim"] and one.estimate]
+    assert drawn[0]["claim"] == "lower_loss"
+    for row, one in zip(drawn[0]["rows"], found, strict=True):
+        assert one.estimate is not None
+        assert [row[name] for name in ("mean", "low", "high")] == [
+            one.estimate.mean,
+            one.estimate.low,
+            one.estimate.high,
+        ]
+        assert (row["values"], row["published"]) == ([list(pair) for pair in one.values.items()], one.published)
+        assert row["runs"] == [list(keys) for keys in one.runs.values()]
 
 
 def test_every_run_can_be_followed_down_to_its_config_environment_and_curves(
@@ -142,6 +158,9 @@ def test_every_run_can_be_followed_down_to_its_config_environment_and_curves(
         record, run = Record(report.runs / key), data["runs"][key]
         base = {name: [value] for name, value in data["base"].items()}
         config = {name: found[0] for name, found in {**base, **run["config"]}.items() if found}
+        if "theory" in record.config:
+            assert config == {"theory.check": "figure2", "theory.format": 1}
+            continue
         assert config["seed"] == record.config["seed"]
         assert config["optimizer.lr"] == record.config["optimizer"]["lr"]
         assert config["model.hidden_size"] == record.config["model"]["hidden_size"]
@@ -235,6 +254,14 @@ def test_incomplete_artifacts_and_smoke_are_marked(report: Report, root: Node, t
     smoke = parse(report_page([Study("smoke", tmp_path / "runs", 3).state("table2")]))
     assert "SMOKE, NO EVIDENCE" in smoke.by_id("ledger").text
     assert "SMOKE, NO EVIDENCE" in smoke.by_id("smoke-table2").text
+
+
+def test_the_pages_files_are_in_the_package() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["cwd"]
+    packed = {path for pattern in patterns for path in (ROOT / "cwd").glob(pattern)}
+    parts = {path for path in (ROOT / "cwd" / "evidence" / "page").iterdir() if path.suffix in (".html", ".css", ".js")}
+    assert len(parts) > 5
+    assert parts <= packed
 
 
 # While a sweep runs
