@@ -128,7 +128,7 @@ def test_the_charts_draw_the_documents_series(report: Report, data: dict[str, An
         for line, series in zip(panel["lines"], one.series, strict=True):
             assert line["label"] == series.label
             assert [line[name] for name in ("x", "y", "low", "high")] == [
-                list(values or ()) for values in (series.x, series.y, series.low, series.high)
+                None if values is None else list(values) for values in (series.x, series.y, series.low, series.high)
             ]
 
 
