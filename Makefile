@@ -2,7 +2,8 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 ARTIFACTS := $(basename $(notdir $(wildcard configs/artifact/table*.yaml configs/artifact/figure*.yaml))) theorem1 appendix_c fair
-.PHONY: help demo tune plan status retry paper $(ARTIFACTS) ledger bundle verify test lint types unit proofs setup setup-dev clean
+.PHONY: help demo tune plan status retry paper $(ARTIFACTS) ledger report bundle verify test lint types unit proofs \
+  setup setup-dev clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -47,6 +48,10 @@ retry: .venv/train.stamp  ## runs again what failed: ARTIFACT=table10
 
 ledger: .venv/train.stamp  ## every claim of the paper, and what the runs that are there say
 	@$(BIN)/python scripts/report.py --scale $(SCALE)
+
+report: .venv/train.stamp  ## everything in one HTML page, results/SCALE/report.html; SERVE=1 PORT=8000 shows a sweep while it runs
+	@$(BIN)/python scripts/report.py $(ARTIFACT) --scale $(SCALE) $(if $(RUNS),--runs $(RUNS)) $(if $(SEEDS),--seeds $(SEEDS)) \
+	  $(if $(SERVE),--serve $(PORT),--html)
 
 bundle: .venv/train.stamp  ## records, tables and figures in one archive: ARTIFACT="table10 figure1" (all, if none) RUNS=runs
 	@$(BIN)/python scripts/bundle.py $(ARTIFACT) --scale $(SCALE) $(if $(RUNS),--runs $(RUNS)) $(if $(SEEDS),--seeds $(SEEDS))

@@ -20,6 +20,7 @@ from cwd.config import NOT_IDENTITY, Config
 from cwd.runs import Record
 from cwd.sweeps import compose_config
 from tests.data_helpers import TEXTS
+from tests.report_helpers import Report, make_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,6 +71,14 @@ def train_py(
 def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files need not survive a power cut: hundreds of records are written in a moment."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report page of some small runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        return make_report(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="session")

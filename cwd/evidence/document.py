@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PAPER = "paper:"  # begins the label of a line that the paper printed
+PUBLISHED = "  published"  # the name of a row with the paper's numbers
 ROWS = 9  # of a curve, where a figure is shown as a table
 
 
@@ -17,6 +18,15 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     text_columns: int = 1
+
+    def is_published(self, row: tuple[str, ...]) -> bool:
+        """Whether it is what the paper printed for the row above it."""
+        return row[: self.text_columns][-1:] == (PUBLISHED,)
+
+    @property
+    def has_published(self) -> bool:
+        """Whether any of its rows is the paper's, so that rows belong together."""
+        return any(map(self.is_published, self.rows))
 
 
 @dataclass(frozen=True)

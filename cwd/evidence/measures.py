@@ -90,9 +90,10 @@ def curve(cell: Cell, name: str) -> Curve:
         raise UserError(f"{name}: no such curve; there are {', '.join(CURVES)}, of telemetry also NAME:tensor")
     if cell.record is None:
         return []
+    path = cell.record.metrics_file
     if colon:
-        return _tensor_curve(cell.record.metrics_file, base, tensors)
-    points = _scalars(cell.record.metrics_file).get(base, [])
+        return _tensor_curve(path, _version(path), base, tensors)
+    points = _scalars(path, _version(path)).get(base, [])
     if base != "grad_rms":
         return points
     count = (cell.summary or {}).get("parameters")
@@ -120,8 +121,17 @@ def _within(points: Curve, window: str, steps: int, metric: str) -> float | None
     return fmean(inside) if inside else None
 
 
+def _version(path: Path) -> tuple[int, int]:
+    """What changes when the file does: a run that is going on must not be read from memory."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
 @lru_cache(maxsize=20_000)
-def _scalars(path: Path) -> dict[str, Curve]:
+def _scalars(path: Path, version: tuple[int, int]) -> dict[str, Curve]:
     """Every curve of a metrics file but those of single tensors."""
     found: dict[str, Curve] = {}
 
@@ -142,7 +152,7 @@ def _scalars(path: Path) -> dict[str, Curve]:
 
 
 @lru_cache(maxsize=1_000)
-def _tensor_curve(path: Path, field: str, pattern: str) -> Curve:
+def _tensor_curve(path: Path, version: tuple[int, int], field: str, pattern: str) -> Curve:
     points = []
     for line in read_metrics(path, "telemetry"):
         tensors = line.get("tensors", {})

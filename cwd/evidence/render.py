@@ -86,7 +86,7 @@ def to_latex(document: Document, image: str | None = None) -> str:
 
 def to_json(document: Document) -> str:
     """Everything, unrounded, with the keys of the runs; numbers that are not finite are null."""
-    return json.dumps(_finite(document.data), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    return json.dumps(finite(document.data), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_all(document: Document, folder: Path) -> list[Path]:
@@ -140,9 +140,10 @@ def _caption(document: Document, text: str) -> str:
     return latex_text(" ".join((*(f"[{mark}]" for mark in document.marks), text)))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Nested data with null for each number that is not finite, as JSON has none, and text for each key."""
     if isinstance(value, dict):
-        return {str(key): _finite(one) for key, one in value.items()}
+        return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

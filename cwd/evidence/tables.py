@@ -11,7 +11,7 @@ from typing import Any
 from cwd.evidence.artifact_files import Artifact, Layout
 from cwd.evidence.artifacts import Point, text_of
 from cwd.evidence.claims import Finding, overall
-from cwd.evidence.document import Table
+from cwd.evidence.document import PUBLISHED, Table
 from cwd.evidence.items import Paired, pairs_of
 from cwd.evidence.measures import measure, metric_name
 from cwd.evidence.published import look_up
@@ -67,7 +67,7 @@ def _grid(artifact: Artifact, scale: str, points: Sequence[Point], metrics: Sequ
         printed = _as_printed([_printed(artifact, *found[column]) if column in found else None for column in columns])
         rows.append((*head, *shown))
         if any(printed):
-            rows.append((*("" for _ in head[:-1]), "  published", *printed))
+            rows.append((*("" for _ in head[:-1]), PUBLISHED, *printed))
     names = (*(name_of(axis) for axis in layout.rows), *(" ".join(map(name_of, column)) for column in columns))
     return Table(title, names, tuple(rows), len(layout.rows))
 
@@ -129,8 +129,8 @@ def _as_printed(values: Sequence[Any]) -> list[str]:
 
 def findings_tables(findings: Sequence[Finding]) -> list[Table]:
     """A line for each comparison, and in a table of its own, as it has no seeds, for what each theory check found."""
-    compared = tuple((one.claim.id, where_of(one), *_numbers(one)) for one in findings if one.claim.test != "check")
-    checked = tuple(_checked(one) for one in findings if one.claim.test == "check")
+    compared = tuple((one.claim.id, where_of(one), *numbers_of(one)) for one in findings if one.claim.test != "check")
+    checked = tuple(checked_of(one) for one in findings if one.claim.test == "check")
     tables = [Table("What the claims' comparisons say", FINDINGS, compared, 2)] if compared else []
     names = ("claim", "check", "measured", "expected", "verdict")
     return tables + ([Table("What the checks say", names, checked, 2)] if checked else [])
@@ -158,7 +158,8 @@ def _item_numbers(found: Paired) -> tuple[str, ...]:
     return (*counts, _signed(found.mean), _interval(found.low, found.high))
 
 
-def _checked(one: Finding) -> tuple[str, ...]:
+def checked_of(one: Finding) -> tuple[str, ...]:
+    """What a theory check found, as text: claim, check, measured, expected, verdict."""
     measured = "-" if one.measured is None else f"{one.measured:.4g}"
     expected = f"{one.claim.expect} {' and '.join(f'{bound:.7g}' for bound in one.claim.bound)}"
     return (one.claim.id, where_of(one), measured, expected, one.verdict)
@@ -170,7 +171,8 @@ def where_of(finding: Finding) -> str:
     return " ".join(f"{named.get(axis, '')}{name_of(value)}" for axis, value in finding.coordinates.items())
 
 
-def _numbers(one: Finding) -> tuple[str, ...]:
+def numbers_of(one: Finding) -> tuple[str, ...]:
+    """A comparison's columns of FINDINGS, from the third on, as text; no number of a smoke run."""
     seeds = f"{len(one.values)} of {one.planned}"
     if one.estimate is None or one.verdict == "smoke":
         return (seeds, *_dashes(4), _signed(one.published), "-", one.verdict, "-")
@@ -222,8 +224,13 @@ def ledger_table(states: Sequence[State]) -> Table:
     for state in states:
         for claim in state.artifact.claims:
             mine = [one for one in state.findings if one.claim is claim]
-            counts = [one.verdict for one in mine]
-            told = ", ".join(f"{counts.count(name)} {name}" for name in dict.fromkeys(counts))
             says = claim.says + (" (a control, not the paper's)" if claim.control else "")
-            rows.append((state.artifact.name, claim.id, overall(mine), told if len(mine) > 1 else "", says))
+            rows.append((state.artifact.name, claim.id, overall(mine), told_of(mine), says))
     return Table("Every claim", ("artifact", "claim", "verdict", "comparisons", "the paper says"), tuple(rows), 5)
+
+
+def told_of(findings: Sequence[Finding]) -> str:
+    """ "3 supported, 1 unresolved": the verdicts of a claim's comparisons; empty where there is only one."""
+    counts = [one.verdict for one in findings]
+    told = ", ".join(f"{counts.count(name)} {name}" for name in dict.fromkeys(counts))
+    return told if len(counts) > 1 else ""
