@@ -157,7 +157,8 @@ def test_every_run_can_be_followed_down_to_its_config_environment_and_curves(
     for key in keys:
         record, run = Record(report.runs / key), data["runs"][key]
         base = {name: [value] for name, value in data["base"].items()}
-        config = {name: found[0] for name, found in {**base, **run["config"]}.items() if found}
+        own = dict(data["differences"][number] for number in run["config"])
+        config = {name: found[0] for name, found in {**base, **own}.items() if found}
         if "theory" in record.config:
             assert config == {"theory.check": "figure2", "theory.format": 1}
             continue

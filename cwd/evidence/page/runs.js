@@ -21,9 +21,11 @@ function flat(value, prefix = "") {
   return Object.entries(value).flatMap(([name, one]) => flat(one, prefix ? `${prefix}.${name}` : name));
 }
 
-// The page keeps of a configuration what differs from the commonest: [value], or [] where the key is not there.
+// The page keeps of a configuration what differs from the commonest, as numbers of DATA.differences: [key, [value]], or
+// [key, []] where the key is not there.
 function configOf(run) {
-  const whole = Object.entries({ ...Object.fromEntries(Object.entries(DATA.base).map(([k, v]) => [k, [v]])), ...run.config });
+  const own = Object.fromEntries(run.config.map((number) => DATA.differences[number]));
+  const whole = Object.entries({ ...Object.fromEntries(Object.entries(DATA.base).map(([k, v]) => [k, [v]])), ...own });
   return whole.filter(([, found]) => found.length).map(([name, [value]]) => [name, value]).sort(([a], [b]) => (a < b ? -1 : 1));
 }
 

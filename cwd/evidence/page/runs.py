@@ -29,8 +29,8 @@ MOST = 100  # values of a summary that are shown; a theory check's has thousands
 class Runs:
     """Collects the runs of the page; each is kept once, whatever asks for it.
 
-    A configuration is kept as what differs from the commonest value of each key, environments and the steps of curves
-    once for all runs that share them.
+    A configuration is kept as what differs from the commonest value of each key; these differences, environments and
+    the steps of curves once for all runs that share them.
     """
 
     def __init__(self) -> None:
@@ -69,10 +69,15 @@ class Runs:
     def island(self) -> dict[str, Any]:
         """Everything about every run, as plain data for the page's script."""
         base = _commonest(self._flat.values())
-        runs = {key: {**row, "config": _difference(self._flat[key], base)} for key, row in sorted(self._rows.items())}
+        shared: dict[str, int] = {}
+        runs = {}
+        for key, row in sorted(self._rows.items()):
+            differences = [json.dumps(pair) for pair in _difference(self._flat[key], base).items()]
+            runs[key] = {**row, "config": [shared.setdefault(text, len(shared)) for text in differences]}
         return {
             "runs": runs,
             "base": base,
+            "differences": [json.loads(text) for text in shared],
             "environments": [json.loads(text) for text in self._environments],
             "steps": [list(steps) for steps in self._steps],
         }
