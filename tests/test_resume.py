@@ -212,10 +212,17 @@ def test_a_sweep_that_is_ended_saves_its_runs_and_leaves_no_process(tmp_path):
     place = [f"machine.runs={tmp_path}/runs", f"machine.data={tmp_path}/data", "machine.progress=summary"]
     words = ["-m", "scale=smoke", "tracker=none", *place, "hydra/launcher=local", "hydra.launcher.n_jobs=2"]
     command = [sys.executable, str(ROOT / "train.py"), *words, "training.steps=1000000", "seed=0,1"]
+
+    def both_are_under_way() -> bool:
+        return sum(b'"step": 10' in path.read_bytes() for path in tmp_path.glob("runs/*/metrics.jsonl")) == 2
+
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(lambda: sum(b'"step": 10' in path.read_bytes() for path in tmp_path.glob("runs/*/metrics.jsonl")) == 2)
-    sweep.terminate()
-    output, _ = sweep.communicate(timeout=60)  # ends when the last worker has closed its standard output
+    try:
+        wait_for(both_are_under_way, seconds=300)
+        sweep.terminate()
+        output, _ = sweep.communicate(timeout=300)  # ends when the last worker has closed its standard output
+    finally:
+        sweep.kill()  # its workers end with it
     assert output.count("saved; the same command goes on from there") == 2
     records = all_records(tmp_path / "runs")
     assert [record.status["state"] for record in records] == ["interrupted"] * 2
