@@ -13,6 +13,11 @@ def run_name(config: Config) -> str:
     return f"{words(arm_of(config))} seed {config.seed}"
 
 
+def row_name(optimizer: str, mode: str, lr: float, weight_decay: float, seed: int) -> str:
+    """The same in columns, for lists of runs: "adamw cautious  lr 0.08 lambda 0.15 seed 3"."""
+    return f"{optimizer:<5} {mode:<9} lr {lr:g} lambda {weight_decay:g} seed {seed}"
+
+
 def arm_of(config: Config) -> dict[str, Any]:
     """A run's optimizer, decay mode, rate and lambda, by name."""
     return {

@@ -12,6 +12,7 @@ from typing import Any
 from cwd.config import identity_of
 from cwd.evidence.grid import Cell
 from cwd.evidence.study import State
+from cwd.naming import row_name
 from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs
 from cwd.runs import Record, read_metrics
 from cwd.sweeping.submissions import Submission, current_queue, jobs_of_cells, live_submissions
@@ -35,12 +36,10 @@ class Standing:
     @property
     def label(self) -> str:
         """Which run it is, in a few words."""
-        config = self.config
-        arm = f"{config['optimizer']['name']:<5} {config['decay']['mode']:<9}"
-        values = f"lr {config['optimizer']['lr']:g} lambda {config['decay']['weight_decay']:g} seed {config['seed']}"
-        model = config["model"]
+        optimizer, decay, model = (self.config[name] for name in ("optimizer", "decay", "model"))
+        arm = row_name(optimizer["name"], decay["mode"], optimizer["lr"], decay["weight_decay"], self.config["seed"])
         shape = model.get("hidden_size") or model.get("name") or model.get("source", "")
-        return f"{model['family']} {shape} {arm} {values}"
+        return f"{model['family']} {shape} {arm}"
 
 
 def runs_of(states: Sequence[State]) -> list[tuple[dict[str, Any], Cell]]:

@@ -16,7 +16,7 @@ from cwd import schema
 from cwd.config import identity
 from cwd.errors import UserError
 from cwd.files import disk_fault
-from cwd.naming import run_name
+from cwd.naming import row_name
 from cwd.runs import Record, RunLost, run_key
 from cwd.runs.record import FINISHED
 from cwd.training.processes import Processes, join
@@ -141,8 +141,9 @@ def _disk_told(record: Record) -> Iterator[None]:
 
 
 def _tell(result: Result, config: schema.Config, progress: Progress, found: bool) -> None:
-    optimizer, mode, values = run_name(config).split(maxsplit=2)
-    arm = f"{optimizer:<5} {mode:<9} {values}"
+    arm = row_name(
+        config.optimizer.name, config.decay.mode, config.optimizer.lr, config.decay.weight_decay, config.seed
+    )
     if result.summary is None:
         progress.result(f"diverged  {arm}: {result.record.status.get('message', '')}  {result.record.folder}")
         return
