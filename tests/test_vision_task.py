@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from timm.data import create_transform
+from timm.data import auto_augment, create_transform
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import BinaryCrossEntropy
 from torch.optim.swa_utils import AveragedModel
@@ -21,8 +21,9 @@ from cwd import schema
 from cwd.data.images import ImageData
 from cwd.errors import UserError
 from cwd.runs import read_metrics
+from cwd.sweeps import compose_config
 from cwd.training import mixing
-from cwd.training.image_loader import EVALUATION, Samples, Stream, centre_crop
+from cwd.training.image_loader import EVALUATION, Samples, Stream, augmentation, centre_crop, seeded
 from cwd.training.image_sources import load_images
 from cwd.training.tasks import Share
 from cwd.training.tasks.vision import VisionTask
@@ -105,6 +106,24 @@ def test_the_evaluation_sees_timms_normalised_centre_crop() -> None:
 def batches(folder: Path, steps: int, *overrides: str) -> list[dict[str, torch.Tensor]]:
     task = task_of(folder, *overrides)
     return [task.load(task.batch(step)) for step in range(steps)]
+
+
+@pytest.mark.parametrize("name", ["PosterizeIncreasing", "Posterize", "PosterizeOriginal"])
+def test_the_randomly_drawn_operations_take_every_level(name: str) -> None:
+    """Pillow from 13 on refuses to keep no bit, which is timm's highest level."""
+    image, config = picture(3), dict[str, float]()
+    for level in range(11):
+        bits = auto_augment.LEVEL_TO_ARG[name](level, config)[0]
+        seen = np.asarray(auto_augment.AugmentOp(name, 1.0, level, config)(image))
+        np.testing.assert_array_equal(seen, np.asarray(image, dtype=int) // 2 ** (8 - bits) * 2 ** (8 - bits))
+
+
+def test_the_recipes_of_imagenet_augment_whatever_is_drawn() -> None:
+    recipe = compose_config(["task=vision", "recipe=deit", "recipe.rand_augment=rand-m10-n4-inc1"]).recipe
+    augment = augmentation(recipe, 16)
+    for seed in range(100):  # 400 operations of 15 kinds at the highest level
+        with seeded(seed):
+            assert augment(picture(seed)).shape == (3, 16, 16)
 
 
 def test_two_workers_and_four_and_none_give_the_same_batches(tmp_path: Path, photos: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from timm.data import create_transform
+from PIL import Image, ImageOps
+from timm.data import auto_augment, create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +27,19 @@ EVALUATION = -1  # as a seed: nothing is drawn
 AHEAD = 2  # batches that each worker may be ahead
 Key = tuple[int, int]  # (image, seed of its augmentation or EVALUATION)
 Plan = Callable[[], Iterator[list[Key]]]
+
+
+def posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """The `bits` highest of each channel's eight, as timm's operation has it, which at its highest level keeps none:
+    Pillow took that for a black image up to version 12, and refuses it since.
+    """
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+    auto_augment.NAME_TO_OP[name] = posterize
 
 
 class Loaded(NamedTuple):
