@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import auto_augment, create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cwd import schema
 from cwd.data.images import ArrayImages, ImageData, ImageSet, Unreadable
@@ -180,14 +180,18 @@ def centre_crop(recipe: schema.Recipe, size: int) -> Callable[[Any], Tensor]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The global generators of Python, NumPy and torch's CPU from a seed, and after it as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """The global generators of Python, NumPy and torch's CPU from a seed, and after it as they were; in a worker that
+    only reads images, where nothing else draws, they are not put back, which takes 2% of the time of a JPEG.
+    """
+    alone = get_worker_info() is not None
+    states = None if alone else (random.getstate(), np.random.get_state(), torch.get_rng_state())
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        if states is not None:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
