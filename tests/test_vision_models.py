@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from cwd import schema
@@ -62,6 +63,22 @@ def test_who_gets_which_tensor(model: str, optimizer: str) -> None:
         assert (group["weight_decay"] > 0) == weight, name
         outer = name.startswith(("patch_embed.", "conv1.", "head.", "fc."))
         assert group["rule"] == (optimizer if optimizer != "muon" or (weight and not outer) else "adamw"), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("model", ["vit_23k", "resnet_56k", "vit_s16"])
+def test_rates_by_layer_are_timms(model: str, optimizer: str) -> None:
+    network = build(model, 10)
+    expected = {id(p): group["lr_scale"] for group in param_groups_layer_decay(network) for p in group["params"]}
+    words = ["task=vision", f"model={model}", f"optimizer={optimizer}", "recipe.layer_decay=0.75"]
+    config = compose_config(words)
+    built, _ = build_optimizer(config, network)
+    found = {id(p): group for group in built.param_groups for p in group["params"]}
+    assert found.keys() == expected.keys()
+    for key, group in found.items():
+        assert group["lr_multiple"] == pytest.approx(expected[key], rel=1e-12)
+        assert group["lr"] == pytest.approx(config.optimizer.lr * expected[key], rel=1e-12)
+    assert len(set(expected.values())) > 3
 
 
 def test_muon_steps_a_kernel_as_the_matrix_of_its_filters() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import save_for_hf
+from timm.models import group_parameters, save_for_hf
 from torch import nn
 
 from cwd.errors import UserError, nearest
@@ -46,6 +46,16 @@ def build_classifier(
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         sizes = ", ".join(f"{key}={value}" for key, value in given.items())
         raise UserError(f"model.name={name}: timm cannot make it with {sizes} ({error})") from error
+
+
+def layer_multiples(model: nn.Module, decay: float) -> dict[str, float]:
+    """What the learning rate of each parameter is multiplied by: 1 at the head, and in each layer `decay` times
+    that of the next one (Bao et al. 2021, BEiT, arXiv 2106.08254). The layers are those that timm divides a model into.
+    """
+    matcher = model.group_matcher(coarse=False)  # type: ignore[operator]  # every model of timm has it
+    layers: dict[str, int] = group_parameters(model, matcher, reverse=True)
+    last = max(layers.values())
+    return {name: decay ** (last - layer) for name, layer in layers.items()}
 
 
 def save_classifier(model: nn.Module, folder: Path, **arguments: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cwd.schema.fields import apart, choice, number
+from cwd.schema.fields import apart, choice, later, number
 
 TRAINED_TOKENIZERS = ("bpe", "bpe_fallback")
 
@@ -149,6 +149,7 @@ class Recipe:
     loss: str = choice("cross_entropy", of=("cross_entropy", "binary"))
     drop_path: float = number(0.0, low=0, high=1, below=True)
     ema: float | None = number(None, low=0, high=1, below=True)  # decay of an average of the weights, at each update
+    layer_decay: float = later(1.0, number(low=0, high=1, above=True))  # of the rate, from each layer to the one before
     crop_fraction: float = number(0.875, low=0, high=1, above=True)  # of the image, in evaluation: the centre
 
 

@@ -28,6 +28,8 @@ def build_optimizer(config: schema.Config, model: nn.Module, compiled: bool = Fa
             decay=decay.mode,
         )
         groups = [part for group in groups for part in _by_size(group, optimizer)]
+        if config.recipe.layer_decay < 1:
+            groups = _by_layer(groups, model, config.recipe.layer_decay)
         normalized = [*decay.normalized, *getattr(config.model, "normalized", [])]
         groups = [part for group in groups for part in _scheduled(group, decay, normalized, config.training.steps)]
         if decay.towards == "start":
@@ -65,6 +67,20 @@ def _by_size(group: dict[str, Any], optimizer: schema.Optimizer) -> list[dict[st
     rest = [(name, p) for name, p in group["params"] if max(p.shape) <= threshold]
     shared = {key: group[key] for key in ("lr", "lr_multiple", "weight_decay", "decay", "param_names")}
     return [{**group, "params": rest}, {**shared, "params": large, "rule": "adamw", **_hyper(optimizer, "adamw")}]
+
+
+def _by_layer(groups: list[dict[str, Any]], model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """The groups, each in parts of one multiple of its learning rate."""
+    from cwd.models.classifiers import layer_multiples  # timm is needed by nothing else here
+
+    multiples = layer_multiples(model, decay)
+    parts: dict[tuple[int, float], dict[str, Any]] = {}
+    for number, group in enumerate(groups):
+        for name, parameter in group["params"]:
+            rate = {key: group[key] * multiples[name] for key in ("lr", "lr_multiple")}
+            part = parts.setdefault((number, multiples[name]), {**group, **rate, "params": []})
+            part["params"].append((name, parameter))
+    return list(parts.values())
 
 
 def _scheduled(group: dict[str, Any], decay: schema.Decay, normalized: list[str], steps: int) -> list[dict[str, Any]]:
