@@ -51,6 +51,7 @@ def test_every_number_of_the_table_is_computed_from_the_records(study: Study) ->
         ("figure11", "norm_below_none", {}, "supported"),
         ("figure12", "lower_gradient_norm", {}, "supported"),
         ("figure13", "tensor_norms_intermediate", {}, "supported"),
+        ("table3", "images_accuracy", {}, "unresolved"),
     ],
 )
 def test_what_the_text_calls_resolved_is(study: Study, artifact: str, claim: str, where: dict, verdict: str) -> None:
