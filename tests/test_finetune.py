@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from cwd.config import Config
 from cwd.data.exercises import exercises
@@ -236,6 +239,45 @@ def test_whole_weights_are_a_model_like_any_other(base: tuple[Path, Record]) -> 
     assert result.summary is not None
     assert not (result.record.folder / "model" / "adapter").exists()
     assert find_source(result.record.key, base[0] / "runs", base[0] / "data").folder == result.record.folder / "model"
+
+
+def test_what_a_cache_holds_of_a_model_is_completed_from_the_hub(
+    base: tuple[Path, Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a tokenizer was asked for before: huggingface_hub takes that folder for the model."""
+    model, commit = base[1].folder / "model", "c" * 40
+    snapshot = tmp_path / "models--some--model" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(model / name, snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    real, asked = huggingface_hub.snapshot_download, []
+
+    def download(name: str, *, local_files_only: bool, **options: Any) -> str:
+        asked.append(local_files_only)
+        if not local_files_only:
+            shutil.copytree(model, snapshot, dirs_exist_ok=True)
+        return real(name, local_files_only=True, **options)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    for _ in range(2):
+        found = find_source("some/model", base[0] / "runs", base[0] / "data")
+        assert found.fingerprint == find_source(str(model), base[0] / "runs", base[0] / "data").fingerprint
+    assert asked == [True, False, True]  # the second time, what is in the cache is whole
+
+
+def test_weights_of_which_a_part_is_missing_are_refused(base: tuple[Path, Record], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(base[1].folder / "model").save_pretrained(folder, max_shard_size="40KB")
+    shutil.copy(base[1].folder / "model" / "tokenizer.json", folder)
+    shutil.copy(base[1].folder / "model" / "tokenizer_config.json", folder)
+    assert find_source(str(folder), base[0] / "runs", base[0] / "data").folder == folder
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    last.unlink()
+    with pytest.raises(UserError, match=f"{last.name} is not there"):
+        find_source(str(folder), base[0] / "runs", base[0] / "data")
 
 
 KILLED = """

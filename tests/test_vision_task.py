@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -307,6 +310,41 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, photos: P
     assert average[0].read_bytes() == average[1].read_bytes()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint(tmp_path: Path, photos: Path, number: int) -> None:
+    """As schedulers send it, to every process of a job: to the workers too, which go on until they are not needed."""
+    overrides = words(photos, "training.steps=6", "machine.workers=2", "machine.checkpoint_seconds=600")
+
+    def action() -> None:
+        os.setpgid(0, 0)
+        real, send = Trainer._accumulate, ["kill", f"-{number}", "--", f"-{os.getpid()}"]
+
+        def signalled(trainer: Trainer, batch: Any) -> torch.Tensor:
+            if trainer.step == 3:
+                subprocess.run(send, check=True, start_new_session=True)  # by another process, as a scheduler is one
+                time.sleep(0.5)
+            return real(trainer, batch)
+
+        Trainer._accumulate = signalled  # type: ignore[method-assign]
+        train(tmp_path, *overrides)
+
+    assert in_child(action) == 128 + number
+    status = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/status.json")]
+    assert [(one["state"], one["step"]) for one in status] == [("interrupted", 4)]
+    assert train(tmp_path, *overrides).state == "done"
+
+
+def test_a_worker_ends_when_its_parent_says_so(tmp_path: Path, photos: Path) -> None:
+    """DataLoader ends by SIGTERM what does not end by itself."""
+    data = load_images(smoke_config(tmp_path, *words(photos)))
+    stream = Stream(Samples(data, schema.Recipe(), 16), 1)
+    stream.take([(0, EVALUATION)], lambda: iter(()))
+    [worker] = stream._upcoming._workers  # type: ignore[attr-defined]
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
 def test_both_arms_share_weights_and_batches(tmp_path: Path, photos: Path) -> None:
     pairs = [
         train(tmp_path, *words(photos, *HARD, f"decay={arm}", "optimizer=lion")).summary
@@ -317,6 +355,18 @@ def test_both_arms_share_weights_and_batches(tmp_path: Path, photos: Path) -> No
     assert pairs[0]["pairing"] == pairs[1]["pairing"]
     assert pairs[0]["loss"] != pairs[1]["loss"]
     assert pairs[0]["images"] == 4 * 8
+
+
+@pytest.mark.parametrize("processes", [4, 8])
+def test_images_are_mixed_in_whole_pairs_or_not_at_all(tmp_path: Path, photos: Path, processes: int) -> None:
+    config = smoke_config(tmp_path, *words(photos, "training.batch_size=24", "recipe.mixup=0.8"))
+    rows = 24 // processes
+    share = Share(rows, rows, rows, 1, processes)
+    if rows % 2 == 0:
+        VisionTask(config, load_images(config), share, print)
+        return
+    with pytest.raises(UserError, match="training.batch_size=24: gives each of 8 processes 3 images"):
+        VisionTask(config, load_images(config), share, print)
 
 
 def test_precision_and_memory_order_are_switches(tmp_path: Path, photos: Path) -> None:

@@ -7,7 +7,10 @@ image with the image's own number, and put back after it.
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -22,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from cwd import schema
 from cwd.data.images import ArrayImages, ImageData, ImageSet, Unreadable
 from cwd.errors import UserError
+from cwd.training.signals import NOTED
 
 EVALUATION = -1  # as a seed: nothing is drawn
 AHEAD = 2  # batches that each worker may be ahead
@@ -128,11 +132,32 @@ class Stream:
             batch_sampler=_Order(order),
             num_workers=self._workers,
             collate_fn=_collate,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # else it would draw from the global one, which drop path draws from too
             pin_memory=bool(self._workers) and torch.cuda.is_available(),
             **ahead,
         )
         return iter(loader)
+
+
+def _outlive_signals(_worker: int) -> None:
+    """In a worker: signals are for the process that trains, which saves and then ends its workers.
+
+    Schedulers send SIGTERM to every process of a job; a worker that ended first would make DataLoader raise in the
+    middle of the checkpoint. From the parent it means what it says.
+    """
+    for number in NOTED:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class _Order:

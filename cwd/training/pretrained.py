@@ -81,17 +81,30 @@ def _download(name: str, runs: Path) -> Path:
 
     for local in (True, False):  # the cache first: it does not change from one run to the next
         try:
-            return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=local))
+            folder = Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=local))
         except (OSError, ValueError) as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            continue
+        # A cache may hold a part, which other programs asked for: a tokenizer, say.
+        if not local or (not _lacking(folder) and (folder / "tokenizer_config.json").exists()):
+            return folder
     raise UserError(f"model.source={name}: no run in {runs}, no folder, and not to be had from the hub ({reason})")
 
 
 def _check_weights(folder: Path, name: str) -> None:
-    if not list(folder.glob("*.safetensors")) or not (folder / "config.json").exists():
+    if missing := _lacking(folder):
         raise UserError(
-            f"model.source={name}: {folder} holds no config.json with .safetensors; other weights are not loaded"
+            f"model.source={name}: {folder} holds no config.json with .safetensors ({missing} is not there); other "
+            "weights are not loaded"
         )
+
+
+def _lacking(folder: Path) -> str:
+    """The first file that a model's folder lacks, an empty string where it has its configuration and all weights."""
+    index = read_json(folder / "model.safetensors.index.json")
+    whole = index is None or (folder / "model.safetensors").exists()
+    weights = ["model.safetensors"] if whole else sorted(set(index["weight_map"].values()))
+    return next((name for name in ["config.json", *weights] if not (folder / name).exists()), "")
 
 
 def _tokenizer(folder: Path, name: str) -> Any:
