@@ -193,17 +193,17 @@ def test_what_cannot_be_run_yet_has_no_verdict_and_no_numbers(study: Study) -> N
 def test_a_comparison_that_would_mix_settings_is_refused(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the schedule among its coordinates, a comparison of table7 has two configurations in each arm."""
     artifact = load_artifact("table7")
-    vars(artifact.claims[0])["each"] = ()
+    claim = next(one for one in artifact.claims if one.id == "wsd_adds")
+    vars(claim).update(each=(), where={})
     monkeypatch.setattr("cwd.evidence.study.load_artifact", lambda name: artifact)
     with pytest.raises(
         UserError, match="table7: claim wsd_adds: each comparison needs one configuration of either arm"
     ):
         study.state("table7")
-    vars(artifact.claims[0]).update(a={"arm": "cautious", "schedule": "wsd"}, b={"arm": "decoupled"})
-    vars(artifact.claims[0])["where"] = {}
+    vars(claim).update(a={"arm": "cautious", "schedule": "wsd"}, b={"arm": "decoupled"})
     with pytest.raises(UserError, match="each comparison needs"):
         study.state("table7")
-    vars(artifact.claims[0]).update(b={"arm": "decoupled", "schedule": "cosine"})
+    vars(claim).update(b={"arm": "decoupled", "schedule": "cosine"})
     study.state("table7")  # both are named, so this is what is compared
 
 

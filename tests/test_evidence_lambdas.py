@@ -160,6 +160,33 @@ def test_an_own_lambda_at_the_edge_is_warned_about(study: Study) -> None:
     assert {choice.arm for choice in state.choices if choice.at_edge} == {"cautious"}
 
 
+@pytest.mark.parametrize(
+    ("at_edge", "lower", "expected"),
+    [
+        ("cautious", "decoupled", "unresolved"),  # with more lambda cautious decay may yet be lower
+        ("cautious", "cautious", "supported"),
+        ("decoupled", "cautious", "unresolved"),
+        ("decoupled", "decoupled", "contradicted"),
+    ],
+)
+def test_an_own_lambda_at_the_edge_gives_no_verdict_that_a_wider_grid_could_turn(
+    study: Study, at_edge: str, lower: str, expected: str
+) -> None:
+    other = {"cautious": "decoupled", "decoupled": "cautious"}
+    losses = valley(moved=30.0, cautious=-0.05 if lower == at_edge else 0.05)  # of the arm at the edge
+
+    def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        arm = where["arm"] if at_edge == "cautious" else other.get(where["arm"], where["arm"])
+        return losses({**where, "arm": arm}, seed)
+
+    found = [one for one in complete(study, outcome).findings if one.claim.id == "lower_at_own_lambda"]
+    note = f"own best of {at_edge} at the edge of its grid, widen it"
+    for one in found:
+        assert (one.verdict, one.notes) == (expected, (note,) if expected == "unresolved" else ())
+        assert one.p is not None
+        assert one.p < 0.05
+
+
 def test_before_the_tuning_is_done_own_lambdas_wait(study: Study) -> None:
     def outcome(where: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
         return None if seed == 101 else valley()(where, seed)

@@ -20,6 +20,7 @@ from cwd.evidence.measures import TELEMETRY
 from cwd.evidence.render import latex_text, to_json, to_latex, to_markdown, to_terminal, write_all
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study
+from cwd.evidence.tables import where_of
 from cwd.files import write_json
 from cwd.runs import Record
 from tests.evidence_helpers import noise, paired_losses, printed, words, write_state
@@ -183,6 +184,22 @@ def test_the_ledger_has_a_line_for_each_claim_with_its_verdict(study: Study) -> 
         for claim in state.artifact.claims:
             assert claim.id in text
     assert "(a control, not the paper's)" in text
+
+
+def test_the_ledger_names_runs_that_one_table_resolves_and_another_does_not(study: Study) -> None:
+    """Two comparisons are corrected less than 26."""
+    for name in ("table7", "table10"):
+        write_state(study, name, paired_losses(0.05, spread=0.01))
+    again = Study("laptop", study.folder.root, 3)
+    states = [again.state(name) for name in ("table7", "table10")]
+    same = [one for state in states for one in state.findings if where_of(one) in ("cosine", "338m AdamW")]
+    assert [one.verdict for one in same if one.claim.id in ("cosine_adds", "lower_loss")] == [
+        "contradicted",
+        "unresolved",
+    ]
+    (said,) = [line for line in ledger(states).remarks if "The same runs" in line]
+    assert said.endswith("338m AdamW: contradicted in table7; unresolved in table10.")
+    assert not any("The same runs" in line for line in ledger(states[:1]).remarks)
 
 
 # Figures

@@ -119,7 +119,7 @@ def test_a_claim_about_several_checks_has_a_finding_for_each(tmp_path: Path) -> 
     checks = load_artifact("table1").checks
     for i, name in enumerate(checks):
         worst = {"rise_over_tolerance": 0.1 * i, "tolerance_over_drop": 1e-6, "least_control_rise_over_tolerance": 50.0}
-        write(tmp_path, name, {"worst": worst})
+        write(tmp_path, name, {"worst": worst, "mask_reads_direction": {"quadratic": [{"layer": 0.001, "rise": 0.0}]}})
     state = Study("laptop", tmp_path).state("table1")
     monotone = [one for one in state.findings if one.claim.id == "lyapunov_monotone"]
     assert [one.coordinates["check"] for one in monotone] == list(checks)

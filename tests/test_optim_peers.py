@@ -66,6 +66,20 @@ def test_a_stock_checkpoint_brings_its_betas():
     assert_close(continued, expected, **DOUBLE)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_step_of_a_fused_stock_checkpoint_is_counted_on_the_cpu():
+    """On the device, each step would wait for it."""
+    p = torch.nn.Parameter(torch.ones(3, device="cuda"))
+    p.grad = torch.ones_like(p)
+    stock = torch.optim.AdamW([p], fused=True)
+    stock.step()
+    assert stock.state[p]["step"].is_cuda
+    optimizer = make("adamw", [p], "cautious")
+    optimizer.load_state_dict(stock.state_dict())
+    optimizer.step()
+    assert (optimizer.state[p]["step"].device.type, optimizer.state[p]["step"].item()) == ("cpu", 2)
+
+
 def test_a_stock_checkpoint_leaves_the_decay_mode_to_the_constructor():
     params = parameters("adamw")
     stock = torch.optim.AdamW(parameters("adamw"))

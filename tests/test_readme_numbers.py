@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from cwd.evidence.artifact_files import artifact_names, load_artifact
 from cwd.evidence.report import document
+from cwd.evidence.statistics import LEVEL, detectable_effect
 from cwd.evidence.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,3 +61,21 @@ def test_what_the_text_calls_resolved_is(study: Study, artifact: str, claim: str
     matching = [one for one in claims if one["claim"] == claim and where.items() <= one["where"].items()]
     assert matching
     assert {one["verdict"] for one in matching} == {verdict}
+
+
+def test_the_text_leaves_out_nothing_that_is_resolved(study: Study) -> None:
+    """Neither what speaks for the paper nor what speaks against it."""
+    text = (ROOT / "README.md").read_text().partition("All that is resolved")[2].partition("These sizes are not")[0]
+    told = {"".join(words).lower() for words in re.findall(r"(Table|Figure) (\d+)|`make (fair)`", text)}
+    judged = [name for name in artifact_names() if load_artifact(name).kind != "theory" and load_artifact(name).ledger]
+    resolved = {
+        name for name in judged if {one.verdict for one in study.state(name).findings} & {"supported", "contradicted"}
+    }
+    assert told - {"table10"} == resolved  # Table 10 is named for what it leaves open
+
+
+def test_what_three_and_eight_seeds_of_table_10_resolve(study: Study) -> None:
+    count = len(study.state("table10").findings)
+    three, eight = (detectable_effect(1.0, seeds, LEVEL / count) for seeds in (3, 8))
+    said = f"the {count} comparisons of Table 10 that is {three:.1f} standard deviations; with eight, {eight:.1f}."
+    assert said in " ".join((ROOT / "docs" / "plan.md").read_text().split())

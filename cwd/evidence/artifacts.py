@@ -35,7 +35,8 @@ class Point:
     ``coordinates`` say where in the grid it is: ``size``, those of AXES, ``multiple`` of the tuned lambda, and
     ``choice``: how its values were chosen (tuned, grid, own, search); in a search the ``stage``, and ``other`` for what
     else than rate and lambda it tries. ``trial`` is what the stage tries here, by axis. ``config`` is the whole
-    configuration; None where something must exist first, which ``needs`` says.
+    configuration; None where something must exist first, which ``needs`` says. ``at_edge``: its values are an arm's own
+    best, and that lies at the edge of what was tried.
     """
 
     coordinates: dict[str, Any]
@@ -46,6 +47,7 @@ class Point:
     core_seconds: float | None = None
     trial: Plain = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
+    at_edge: bool = False
 
     def on(self, seed: int) -> Plain:
         """The whole configuration on a seed."""

@@ -5,7 +5,8 @@ A verdict is computed, never typed:
 supported     the mean lies surely (p < 0.05 after Holm's correction over all comparisons of the table) where the claim
               says
 contradicted  it surely does not
-unresolved    neither, or runs diverged, or a best lambda lies at the edge of its grid
+unresolved    neither, or runs diverged, or a best lambda lies at the edge of its grid, where a wider one may say
+              otherwise
 incomplete    seeds are missing: to look at each new seed and stop when one likes the verdict would be no 5% test
 smoke         smoke runs are never evidence
 not run       something must exist first
@@ -43,7 +44,8 @@ class Finding:
 
     ``values`` are the claim's per-seed quantity, ``runs`` the keys behind each. ``p`` is Holm's adjusted p-value,
     ``seeds_needed`` the seeds that would resolve the published effect at the spread measured here. ``measured`` is the
-    value of a theory check, which has no seeds.
+    value of a theory check, which has no seeds. ``edges`` has for each side the arm whose own best lies at the edge of
+    what was tried, or nothing.
     """
 
     claim: Claim
@@ -58,6 +60,7 @@ class Finding:
     verdict: str = "incomplete"
     seeds_needed: int | None = None
     measured: Any = None
+    edges: tuple[str, ...] = ()
 
     @property
     def effect_in_sd(self) -> float | None:
@@ -78,8 +81,22 @@ def judge(artifact: Artifact, points: Sequence[Point], smoke: bool) -> list[Find
     judged = [_estimated(one, smoke, len(found)) for one in found]
     adjusted, decided = holm([test.p for test in tests], len(found)), verdicts(tests, len(found))
     for i, p, verdict in zip(tested, adjusted, decided, strict=True):
-        judged[i] = dataclasses.replace(judged[i], p=p, verdict=verdict)
+        judged[i] = _unless_at_edge(dataclasses.replace(judged[i], p=p, verdict=verdict))
     return judged
+
+
+def _unless_at_edge(one: Finding) -> Finding:
+    """The finding, unresolved where an arm's own best lies at the edge of what was tried and could turn the verdict. A
+    wider grid can only lower that arm's loss, so it leaves alone what says that the arm's loss is lower.
+    """
+    if one.verdict == "unresolved" or not any(one.edges):
+        return one
+    names = set(filter(None, one.edges))
+    if one.claim.metric == "loss" and one.claim.expect != "within" and len(one.edges) == 2:
+        a_is_lower = (one.verdict == "supported") == (one.claim.expect == "below")
+        names = {one.edges[1 if a_is_lower else 0]} - {""}
+    notes = tuple(f"own best of {name} at the edge of its grid, widen it" for name in sorted(names))
+    return dataclasses.replace(one, verdict="unresolved", notes=(*one.notes, *notes)) if notes else one
 
 
 def overall(findings: Iterable[Finding]) -> str:
@@ -123,7 +140,7 @@ def _compare(claim: Claim, artifact: Artifact, points: Sequence[Point]) -> list[
 def _finding(claim: Claim, artifact: Artifact, where: dict[str, Any], a: list[Point], b: list[Point]) -> Finding:
     quantity = QUANTITIES[claim.test]
     pairs = _matched(claim, artifact, a, b)
-    start = Finding(claim, where, len(a[0].seeds), published=_published(claim, artifact, pairs))
+    start = Finding(claim, where, len(a[0].seeds), published=_published(claim, artifact, pairs), edges=_edges(pairs))
     waiting = next((point.needs for pair in pairs for point in pair if point.needs), None)
     if waiting:
         return dataclasses.replace(start, verdict="not run", notes=(f"needs {waiting}",))
@@ -138,6 +155,12 @@ def _finding(claim: Claim, artifact: Artifact, where: dict[str, Any], a: list[Po
             notes.append(f"seed {seed}: {note}")
     verdict = "unresolved" if notes else "ready" if len(values) == start.planned else "incomplete"
     return dataclasses.replace(start, values=values, runs=keys, notes=tuple(notes), verdict=verdict)
+
+
+def _edges(pairs: list[tuple[Point, ...]]) -> tuple[str, ...]:
+    """For each side the arm whose own best lies at the edge of what was tried; empty if none does."""
+    sides = zip(*pairs, strict=True)
+    return tuple(next((str(point.coordinates["arm"]) for point in side if point.at_edge), "") for side in sides)
 
 
 def _matched(claim: Claim, artifact: Artifact, a: list[Point], b: list[Point]) -> list[tuple[Point, ...]]:

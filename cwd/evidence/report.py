@@ -62,7 +62,30 @@ def ledger(states: Sequence[State]) -> Document:
     warnings = [f"{choice}" for choice in _choices(states) if "EDGE" in choice]
     title = f"The ledger: every claim, {scale} scale"
     data = {"scale": scale, "artifacts": [_data(state) for state in states]}
-    return Document("ledger", title, marks, (ledger_table(states),), (*warnings, METHOD), data)
+    remarks = (*warnings, *_judged_apart(states), METHOD)
+    return Document("ledger", title, marks, (ledger_table(states),), remarks, data)
+
+
+def _judged_apart(states: Sequence[State]) -> list[str]:
+    """The comparisons that several tables make of the same runs, with other verdicts, as each table corrects for its
+    own comparisons: a reader of the ledger must not take one of them for a second experiment.
+    """
+    judged: dict[Any, dict[str, Finding]] = {}
+    for state in states:
+        for one in state.findings:
+            if one.p is not None:
+                what = one.claim.test, one.claim.metric, one.claim.expect, one.claim.bound
+                judged.setdefault((what, tuple(sorted(one.runs.items()))), {})[state.artifact.name] = one
+    lines = []
+    for found in judged.values():
+        by_verdict: dict[str, list[str]] = {}
+        for name, one in found.items():
+            by_verdict.setdefault(one.verdict, []).append(name)
+        if len(by_verdict) > 1:
+            where = max(map(where_of, found.values()), key=len)
+            told = "; ".join(f"{verdict} in {', '.join(names)}" for verdict, names in by_verdict.items())
+            lines.append(f"The same runs, judged beside more or fewer other comparisons: {where}: {told}.")
+    return lines
 
 
 def _choices(states: Sequence[State]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,6 +98,9 @@ class Study:
         wanted = base_points(artifact, self.ladder)
         bases = dict(zip(wanted, with_cells(list(wanted.values()), self.folder), strict=True))
         points = self._points(artifact, own, {size: _key_of(point.cells[0]) for size, point in bases.items()})
+        edges: list[tuple[Any, str, str]] = [choice.key for _, choice in choices if choice.at_edge]
+        edges += [search.key for _, search in found if search.own.keys() & search.at_edge]
+        points = _with_edges(points, edges)
         checks = find_checks(artifact, self.folder)
         smoke = self.ladder.scale == "smoke"
         findings = [*judge(artifact, points, smoke), *judge_checks(artifact, checks)]
@@ -140,6 +144,16 @@ class Study:
             tuned_on = [point for point in points if point.coordinates["choice"] in ("grid", "search")]
             self._tuning[name] = [point.on_tuning_seeds() for point in tuned_on]
         return self._tuning[name]
+
+
+def _with_edges(points: Sequence[Point], edges: Sequence[tuple[Any, str, str]]) -> list[Point]:
+    """The points, those at an arm's own best marked whose size (None: any), optimizer and arm are among `edges`."""
+
+    def marked(where: Mapping[str, Any]) -> bool:
+        names = where.get("optimizer"), where.get("arm")
+        return where["choice"] == "own" and ((None, *names) in edges or (where["size"], *names) in edges)
+
+    return [dataclasses.replace(point, at_edge=marked(point.coordinates)) for point in points]
 
 
 def _key_of(cell: Cell) -> str | None:

@@ -221,7 +221,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
 def _loaded(name: str, value: Any, p: Tensor, group: dict[str, Any]) -> Tensor:
     if name == "step":
-        return torch.as_tensor(value, dtype=torch.float32).clone()
+        # stock fused and capturable steps are the device's, which every step here would wait for
+        return torch.as_tensor(value).to("cpu", torch.float32, copy=True)
     wide = p.dtype if p.is_complex() else computing_dtype(p.dtype)
     dtype = value.dtype if name == "anchor" else group["state_dtype"] or wide
     own = value.to(dtype=dtype, device=p.device, copy=True)
