@@ -80,7 +80,9 @@ def _outcomes(
         return []
     first = min(past[key].started for key in own)
     before = [one for one in past.values() if one.worker[0] == host and one.ended <= first and one.key not in own]
-    forecaster, between = Forecaster(before, ladder), Forecaster([past[key] for key in own]).between[0]
+    workers = {past[key].worker for key in own}
+    forecaster = Forecaster(before, ladder)
+    between, _ = Forecaster([one for one in past.values() if one.worker in workers]).between
 
     def outcome(size: str, keys: Sequence[str], whole: bool) -> Outcome:
         chosen = [past[key] for key in keys]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +18,7 @@ from typing import Any
 
 from cwd.evidence.study import State
 from cwd.runs import Record, all_records
+from cwd.schema import SELECTORS, VARIANTS, Config
 
 Plain = Mapping[str, Any]
 PAUSE = 30.0  # seconds between two runs of a worker beyond which it was not the sweep that took them
@@ -193,7 +194,7 @@ def _past(record: Record) -> Past | None:
     where, seconds = starts[0], max(float(summary["seconds"]), 1e-3)
     started = _time(where["started"])
     return Past(
-        record.config,
+        _completed(record.config),
         seconds,
         str(where.get("device")),
         int(where.get("processes", 1)),
@@ -203,6 +204,17 @@ def _past(record: Record) -> Past | None:
         (record.description.get("data") or {}).get("vocab_size"),
         record.key,
     )
+
+
+def _completed(config: Plain) -> dict[str, Any]:
+    """A record's configuration with the fields that came after it was made, at their defaults."""
+    found = dict(config)
+    for item in fields(Config):
+        variants, section = VARIANTS.get(item.name), config.get(item.name) or {}
+        known = variants.get(section.get(SELECTORS[item.name], "")) if variants else item.default_factory
+        if isinstance(known, type) and is_dataclass(known):
+            found[item.name] = {**asdict(known()), **section}
+    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -139,8 +139,3 @@ def _shown(plan: Plan) -> list[tuple[str, Strength]]:
         return list(plan.strengths)
     names = dict.fromkeys(name for name, _ in plan.strengths)
     return [(name, one) for name in names for one in hardest(s for n, s in plan.strengths if n == name)]
-
-
-def _devices(plan: Plan) -> str:
-    device = plan.request.device
-    return f"{device.count} {'cores' if device.is_cpu else device.name.upper()}"
