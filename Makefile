@@ -37,7 +37,7 @@ paper: .venv/finetune.stamp  ## every table and figure; SCALE=smoke (minutes), l
 tune: .venv/train.stamp  ## the baseline's rates and lambdas, written to configs/tuned/
 	@$(BIN)/python scripts/tune.py $(EVIDENCE)
 
-plan: .venv/train.stamp  ## time, memory, cost and seeds before a GPU hour: ARTIFACT=table10 SCALE=paper GPU=h100 GPUS=64 PRICE=2.5
+plan: .venv/finetune.stamp .venv/vision.stamp  ## time, memory, cost and seeds before a GPU hour: ARTIFACT=table10 SCALE=paper GPU=h100 GPUS=64 PRICE=2.5
 	@$(BIN)/python scripts/plan.py $(ARTIFACT) --scale $(if $(filter command line environment,$(origin SCALE)),$(SCALE),paper) $(PLAN)
 
 status: .venv/train.stamp  ## how far an artifact's runs are, from any shell: ARTIFACT=table10; done, running, queued, failed and why, time left

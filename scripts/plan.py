@@ -4,6 +4,7 @@ python scripts/plan.py table10 --scale paper --gpu h100 --gpus 64 --price 2.5
 python scripts/plan.py --scale paper                     every artifact, runs that they share once
 python scripts/plan.py table10 --sharding full --micro-batch 4 --checkpointing --chunked-loss --mfu 0.4
 python scripts/plan.py --check                           the memory model and the FLOPs against small measured runs
+python scripts/plan.py table3 --scale laptop --against-runs    forecasts of before the recorded runs, and what they took
 
 Every assumption is printed; docs/plan.md has the reasons.
 """
@@ -29,6 +30,10 @@ def main() -> None:
         from cwd.planning.check import check_page
 
         document = check_page(arguments.scale, arguments.runs, say)
+    elif arguments.against_runs:
+        from cwd.planning.against import against_page
+
+        document = against_page(arguments.artifact, arguments.scale, arguments.runs)
     else:
         from cwd.planning.page import page
         from cwd.planning.plan import make_plan
@@ -51,7 +56,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", help="report seeds; the ladder's number if not given")
     parser.add_argument("--mfu", help="the part of the device's peak that training reaches, in (0, 1]")
     parser.add_argument("--sharding", help="none, hybrid or full; the simplest that fits if not given")
-    parser.add_argument("--micro-batch", help="sequences at once on a device; the largest that fits if not given")
+    parser.add_argument(
+        "--micro-batch", help="sequences or images at once on a device; the largest that fits if not given"
+    )
     parser.add_argument(
         "--checkpointing", action="store_true", help="activations are computed again in the backward pass"
     )
@@ -60,6 +67,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="the runs folder")
     parser.add_argument("--out", type=Path, help="a folder for Markdown, LaTeX and JSON, under the scale's name")
     parser.add_argument("--check", action="store_true", help="predicted against measured, on this machine")
+    parser.add_argument(
+        "--against-runs", action="store_true", help="forecasts beside what the recorded runs of artifacts took"
+    )
     return parser.parse_args()
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from cwd.planning.check import flops_row, memory_row, reduced
 from cwd.planning.memory import Setting, memory_of, parameters_of, step_bytes
-from cwd.planning.trace import Shape, trace_pass
+from cwd.planning.shapes import Shape
+from cwd.planning.trace import trace_pass
 from cwd.planning.work import shape_of
 
 LARGE: dict[str, Any] = {

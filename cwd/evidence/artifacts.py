@@ -48,6 +48,7 @@ class Point:
     trial: Plain = field(default_factory=dict)
     cells: dict[int, Cell] = field(default_factory=dict)
     at_edge: bool = False
+    like: Plain | None = None  # where `config` is None, one that takes as long, if there is one
 
     def on(self, seed: int) -> Plain:
         """The whole configuration on a seed."""
@@ -122,11 +123,18 @@ def _from_base(points: Iterator[Point], key: str | None) -> Iterator[Point]:
     for point in points:
         if point.config is None:
             yield point
-        elif key is None:
-            yield dataclasses.replace(point, config=None, needs="the run that they go on from")
+            continue
+        source = key or base_name(point.coordinates["size"])
+        config = {**point.config, "model": {**point.config["model"], "source": source}}
+        if key is None:
+            yield dataclasses.replace(point, config=None, like=config, needs="the run that they go on from")
         else:
-            config = {**point.config, "model": {**point.config["model"], "source": key}}
             yield dataclasses.replace(point, config=config)
+
+
+def base_name(size: str) -> str:
+    """What stands for the run that a size's runs go on from, as long as it has no key."""
+    return f"the base of {size}"
 
 
 def _block_points(

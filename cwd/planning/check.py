@@ -1,7 +1,8 @@
 """The plan's models against what happens: small models of the paper's shapes, trained for three steps here.
 
 The other side is torch's own: the profiler's record of every allocation and release of the CPU's allocator, and
-torch.utils.flop_counter. Reduced: the same architecture, layers, heads and ratios, at WIDTH, with fewer ids and tokens.
+torch.utils.flop_counter on real tensors. Reduced: the same architecture, layers, heads and ratios, at WIDTH, with fewer
+ids and tokens, or images of PIXELS.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.profiler import ProfilerActivity, profile
-from transformers import PreTrainedModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from cwd.evidence.artifact_files import artifact_names, load_ladder
 from cwd.evidence.document import Document, Table
@@ -26,13 +29,15 @@ from cwd.models.zoo import FAMILIES
 from cwd.optim import RULES, RuleOptimizer, assign_groups
 from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs, total
 from cwd.planning.memory import Setting, memory_of, parameters_of, patterns_of
-from cwd.planning.trace import Shape, checkpoint_layers, count_flops, takes_targets
-from cwd.planning.work import BESIDE, shape_of
+from cwd.planning.shapes import ImageShape, Shape, TextShape, checkpoint_layers, items_of, takes_targets
+from cwd.planning.trace import count_flops
+from cwd.planning.work import BESIDE, image_shape, shape_of
 from cwd.sweeps import compose_config
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would write lines of its own
 
 WIDTH, IDS, TOKENS, SEQUENCES = 64, 1024, 128, 4
+PIXELS, CLASSES = 64, 10
 STEPS = 3
 OPTIMIZERS = ("adamw", "lion", "muon")
 MANY = 20  # runs from which half can forecast the other half
@@ -51,13 +56,24 @@ def reduced(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**small, "embedding_size": None} if "embedding_size" in model else small
 
 
+def reduced_images(shape: ImageShape) -> ImageShape:
+    """An image classifier on images of PIXELS: a ViT at WIDTH for its heads' number, a ResNet at an eighth."""
+    model = {**dict(shape.model), "image_size": PIXELS}
+    if model["name"].startswith("vit"):
+        heads = model["num_heads"] or shape.build().blocks[0].attn.num_heads  # type: ignore[index, union-attr]
+        model |= {"embed_dim": heads * max(1, round(WIDTH / heads)), "num_heads": heads}
+    else:
+        model |= {"channels": (8, 16, 32, 64)}
+    return replace(shape, model=items_of(model), classes=CLASSES)
+
+
 def measured_peak(
-    shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...] = ()
+    shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...], averaged: bool
 ) -> int:
     """The most bytes that are allocated at one time from the model's birth to the end of the third update."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        _train(shape, optimizer, mode, setting, beside)
+        _train(shape, optimizer, mode, setting, beside, averaged)
     changes = [
         (event.start_time_ns, event.extra_fields.alloc_size)
         for event in _events(profiler.profiler.kineto_results.experimental_event_tree())
@@ -70,9 +86,11 @@ def measured_peak(
     return highest
 
 
-def _train(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...]) -> None:
+def _train(
+    shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...], averaged: bool
+) -> None:
     """As the trainer does it, without what the trainer logs."""
-    model = shape.build().train()
+    model: Any = shape.build().train()
     if shape.checkpointing:
         checkpoint_layers(model)
     groups = assign_groups(
@@ -80,15 +98,20 @@ def _train(shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setti
     )
     defaults = {"rule": optimizer["name"], "lr": 1e-3, **RULES[optimizer["name"]].defaults}
     stepper = RuleOptimizer([group for group in groups if group["params"]], defaults, compile=False, flat=True)
-    rows = torch.zeros(setting.micro_batch, shape.seq_len, dtype=torch.int64)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True) if averaged else None
     for _ in range(STEPS):
         for _ in range(2 if setting.accumulates else 1):
-            _loss(model, rows, shape).backward()
+            _loss(model, shape, setting.micro_batch).backward()
         stepper.step()
         stepper.zero_grad()
+        if average is not None:
+            average.update_parameters(model)
 
 
-def _loss(model: PreTrainedModel, rows: torch.Tensor, shape: Shape) -> torch.Tensor:
+def _loss(model: Any, shape: Shape, count: int) -> torch.Tensor:
+    if not isinstance(shape, TextShape):
+        return shape.loss(model, count)
+    rows = torch.zeros(count, shape.seq_len, dtype=torch.int64)
     with torch.autocast("cpu", torch.bfloat16, enabled=shape.bf16):
         if shape.chunked_loss:
             return model(input_ids=rows, targets=rows, use_cache=False)[0] / rows.numel()
@@ -103,32 +126,59 @@ def _events(tree: list[Any]) -> Iterator[Any]:
 
 
 def memory_row(
-    shape: Shape, optimizer: Mapping[str, Any], mode: str, setting: Setting, beside: tuple[str, ...] = ()
+    shape: Shape,
+    optimizer: Mapping[str, Any],
+    mode: str,
+    setting: Setting,
+    beside: tuple[str, ...] = (),
+    averaged: bool = False,
 ) -> tuple[int, int]:
     """(predicted, measured) bytes at the peak."""
     held = parameters_of(shape, optimizer, mode, beside)
-    return memory_of(shape, held, setting).peak, measured_peak(shape, optimizer, mode, setting, beside)
+    predicted = memory_of(shape, held, setting, averaged=averaged).peak
+    return predicted, measured_peak(shape, optimizer, mode, setting, beside, averaged)
 
 
 def flops_row(shape: Shape) -> tuple[int, int]:
-    """(the formula's, torch.utils.flop_counter's) operations of a forward and backward pass of two sequences."""
+    """(the plan's, torch.utils.flop_counter's) operations of a forward and backward pass of two sequences or images: of
+    a language model the formula's against those of fake tensors, else those of fake tensors against real ones.
+    """
+    if not isinstance(shape, TextShape):
+        return count_flops(shape, 2), _real_flops(shape, 2)
     with torch.device("meta"):
         model = shape.build()
     return 2 * shape.seq_len * flops_per_token(model, shape.seq_len), count_flops(shape, 2)
 
 
+def _real_flops(shape: Shape, rows: int) -> int:
+    model = shape.build().train()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _loss(model, shape, rows).backward()
+    return counter.get_total_flops()
+
+
 def check_page(scale: str, runs: Path, say: Callable[[str], None]) -> Document:
-    """Predicted against measured: memory and operations of each language model of the ladder, reduced, with each
-    optimizer, and the time of the later half of the runs that are there, forecast from the earlier half.
+    """Predicted against measured: memory and operations of each model of the ladder, reduced, with each optimizer, and
+    the time of the later half of the runs that are there, forecast from the earlier half.
     """
     torch.set_num_threads(1)
     memory, flops = [], []
-    for size, model in _models(scale).items():
+    for size, config in _configs(scale, "timm").items():
+        shape = reduced_images(image_shape(config, CLASSES))
+        say(f"operations of {size}")
+        flops.append(_compared((size, "reduced"), *flops_row(shape)))
+        for optimizer, section in _optimizers("vision").items():
+            for name, case, setting, averaged in _image_cases(shape):
+                say(f"memory of {size}, {optimizer}, {name}")
+                rows = memory_row(case, section, "cautious", setting, (), averaged)
+                memory.append(_compared((size, optimizer, name), *rows))
+    for size, config in _configs(scale, *FAMILIES).items():
+        model = config["model"]
         shape, full = (shape_of(section, IDS, TOKENS) for section in (reduced(model), model))
         beside = tuple(model.get(BESIDE, ()))
         say(f"operations of {size}")
         flops += [_compared((size, name), *flops_row(one)) for name, one in (("as it is", full), ("reduced", shape))]
-        for optimizer, section in _optimizers().items():
+        for optimizer, section in _optimizers("language").items():
             for name, case, setting in _cases(shape):
                 say(f"memory of {size}, {optimizer}, {name}")
                 memory.append(
@@ -136,12 +186,13 @@ def check_page(scale: str, runs: Path, say: Callable[[str], None]) -> Document:
                 )
     tables = (
         _table("Peak memory of training, bytes", ("size", "optimizer", "case"), memory),
-        _table("Operations of a forward and backward pass of two sequences", ("size", "model"), flops),
+        _table("Operations of a forward and backward pass of two sequences or images", ("size", "model"), flops),
         *_time_table(scale, runs),
     )
     worst = max(abs(float(row[-1]) - 1) for row in memory)
     remark = (
-        f"Reduced: width {WIDTH}, {IDS} ids, {SEQUENCES} sequences of {TOKENS} tokens, {STEPS} updates. Measured: "
+        f"Reduced: width {WIDTH}, {IDS} ids, {SEQUENCES} sequences of {TOKENS} tokens or images of {PIXELS} pixels, "
+        f"{STEPS} updates. Measured: "
         "allocations and releases by torch.profiler; torch.utils.flop_counter; seconds of the runs' summaries. "
         f"Memory is off by at most {worst:.1%}."
     )
@@ -149,22 +200,36 @@ def check_page(scale: str, runs: Path, say: Callable[[str], None]) -> Document:
     return Document("plan_check", "the plan's models against measurements", (), tables, (remark,), data)
 
 
-def _models(scale: str) -> dict[str, dict[str, Any]]:
-    """The model of each size of the ladder that is a language model, once."""
+def _configs(scale: str, *families: str) -> dict[str, dict[str, Any]]:
+    """The configuration of each size of the ladder whose model is of these families, each model once."""
     found: dict[str, dict[str, Any]] = {}
     for size, rung in load_ladder(scale).sizes.items():
-        if rung.needs is None:
-            model = asdict(compose_config([*load_ladder(scale).overrides, *rung.overrides]))["model"]
-            if model["family"] in FAMILIES and model not in found.values():
-                found[size] = model
+        if rung.needs is None and not rung.base:
+            config = asdict(compose_config([*load_ladder(scale).overrides, *rung.overrides]))
+            known = [one["model"] for one in found.values()]
+            if config["model"]["family"] in families and config["model"] not in known:
+                found[size] = config
     return found
 
 
-def _optimizers() -> dict[str, dict[str, Any]]:
-    return {name: asdict(compose_config([f"optimizer={name}", "scale=smoke"]))["optimizer"] for name in OPTIMIZERS}
+def _optimizers(task: str) -> dict[str, dict[str, Any]]:
+    words = ["scale=smoke", f"task={task}"]
+    return {name: asdict(compose_config([f"optimizer={name}", *words]))["optimizer"] for name in OPTIMIZERS}
 
 
-def _cases(shape: Shape) -> list[tuple[str, Shape, Setting]]:
+def _image_cases(shape: ImageShape) -> list[tuple[str, Shape, Setting, bool]]:
+    """As :func:`_cases`, and whether the weights are averaged."""
+    plain = replace(shape, mixed=False, channels_last=False)
+    setting = Setting(micro_batch=SEQUENCES, on_cpu=True)
+    narrow = replace(plain, bf16=True, channels_last=True)
+    return [
+        ("float32", plain, setting, False),
+        ("bfloat16, two micro-batches", narrow, replace(setting, accumulates=True), False),
+        ("mixed images, averaged weights", replace(plain, mixed=True), setting, True),
+    ]
+
+
+def _cases(shape: TextShape) -> list[tuple[str, Shape, Setting]]:
     plain = Setting(micro_batch=SEQUENCES, on_cpu=True)
     return [
         ("float32", shape, plain),
@@ -174,7 +239,7 @@ def _cases(shape: Shape) -> list[tuple[str, Shape, Setting]]:
     ]
 
 
-def _takes_targets(shape: Shape) -> bool:
+def _takes_targets(shape: TextShape) -> bool:
     with torch.device("meta"):
         return takes_targets(shape.build())
 

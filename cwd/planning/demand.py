@@ -77,7 +77,7 @@ def together(demands: Sequence[Demand]) -> Demand:
 
 
 def _demands(state: State) -> Iterator[Demand]:
-    points = [*state.points, *state.tuning]
+    points = [*state.bases, *state.points, *state.tuning]
     if state.checks:
         yield Demand(state.artifact.name, "", needs=[THEORY])
     for size in dict.fromkeys(point.coordinates["size"] for point in points):
@@ -89,10 +89,11 @@ def _demands(state: State) -> Iterator[Demand]:
 
 
 def _add(demand: Demand, point: Point, others: Sequence[Point]) -> None:
-    if point.config is not None:
-        for seed, cell in point.cells.items():
-            config = point.on(seed)
-            demand.runs[repr(identity_of(config))] = Run(config, cell.state)
+    config = point.config or point.like
+    if config is not None:
+        for seed in dict.fromkeys((*point.cells, *(() if point.config else (*point.seeds, *point.tuning_seeds)))):
+            state = point.cells[seed].state if seed in point.cells else "missing"
+            demand.runs[repr(identity_of({**config, "seed": seed}))] = Run({**config, "seed": seed}, state)
         return
     own = [name for name in ("optimizer", "arm") if name in point.coordinates]
     like = [

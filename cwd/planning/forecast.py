@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
@@ -18,21 +18,29 @@ from typing import Any
 
 from cwd.evidence.study import State
 from cwd.runs import Record, all_records
+from cwd.schema import SELECTORS, VARIANTS, Config
 
 Plain = Mapping[str, Any]
 PAUSE = 30.0  # seconds between two runs of a worker beyond which it was not the sweep that took them
-START = 15.0  # seconds in which a sweep's workers import what they need, once
 BETWEEN = 1.5  # seconds around a run (building, the last evaluation, saving), where no runs say it
-UTILISATION = 0.3
-REASON = (
-    "nothing was measured on such a device; Llama 3 reports 0.38 to 0.43 on H100 (arXiv 2407.21783, table 4) for code "
-    "tuned at length; soft-capped attention that is written to memory and kernels that are not fused cost a part of it"
-)
+UTILISATION = {"tokens": 0.3, "images": 0.15}
+REASON = {
+    "tokens": (
+        "Llama 3 reports 0.38 to 0.43 on H100 (arXiv 2407.21783, table 4) for code tuned at length; soft-capped "
+        "attention that is written to memory and kernels that are not fused cost a part of it"
+    ),
+    "images": (
+        "NVIDIA reports 2,470 images a second for ResNet-50 on one A100 and 16,621 on eight (DeepLearningExamples, "
+        "ConvNets), which is 0.19 and 0.16; reading and augmenting is taken to keep up (machine.workers)"
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Past:
-    """A run that is done: its configuration, and how long it took on what."""
+    """A run that is done: its configuration, and how long it took on what. ``worker`` is a host and a process, 0 if the
+    record does not say which; then ``ended`` leaves out what comes after the last step.
+    """
 
     config: dict[str, Any]
     seconds: float
@@ -42,6 +50,7 @@ class Past:
     started: float
     ended: float
     ids: int | None  # of its tokenizer
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,20 +107,27 @@ class Forecaster:
         operations = self.flops(config) if self.flops else None
         if operations is None or self.peak is None:
             return None
-        part, source = self.utilisation
+        part, source = self.utilisation(unit_of(config))
         return Duration(operations / (self.peak * part), source)
 
-    @cached_property
-    def utilisation(self) -> tuple[float, str]:
-        """The part of the device's peak that is reached, and who says so."""
+    def utilisation(self, unit: str) -> tuple[float, str]:
+        """The part of the device's peak that is reached in runs on tokens or on images, and who says so."""
         if self._given is not None:
             return self._given, f"MFU {self._given:g}, given"
-        if self.flops and self.peak:
-            known = [(self.flops(one.config), one.seconds * one.processes) for one in self.past]
-            parts = [flops / (seconds * self.peak) for flops, seconds in known if flops]
-            if parts:
-                return median(parts), f"MFU {median(parts):.2g}, of {len(parts)} runs here"
-        return UTILISATION, f"MFU {UTILISATION:g}, assumed"
+        if parts := self._parts.get(unit):
+            return median(parts), f"MFU {median(parts):.2g}, of {len(parts)} runs here"
+        return UTILISATION[unit], f"MFU {UTILISATION[unit]:g} of {unit}, assumed"
+
+    @cached_property
+    def _parts(self) -> dict[str, list[float]]:
+        """unit -> the part of the peak that each run here reached."""
+        found: dict[str, list[float]] = {}
+        for one in self.past if self.flops and self.peak else ():
+            operations = self.flops(one.config) if self.flops else None
+            if operations and self.peak:
+                part = operations / (one.seconds * one.processes * self.peak)
+                found.setdefault(unit_of(one.config), []).append(part)
+        return found
 
     @cached_property
     def _factor(self) -> float | None:
@@ -129,7 +145,8 @@ class Forecaster:
             workers.setdefault(one.worker, []).append(one)
         gaps = [
             later.started - earlier.started - earlier.seconds
-            for runs in workers.values()
+            for (_, process), runs in workers.items()
+            if process
             for earlier, later in pairwise(runs)
             if 0 <= later.started - earlier.ended < PAUSE
         ]
@@ -161,36 +178,43 @@ def total(forecaster: Forecaster, configs: Iterable[Plain], devices: int = 1) ->
     return Total(seconds, sources, unknown)
 
 
-def past_runs(root: Path, device: str) -> list[Past]:
+def past_runs(root: Path, device: str, *, anywhere: bool = False) -> list[Past]:
     """The runs under `root` that were done in one go on a device whose name holds `device`; of cores, on this machine,
-    as all are called "cpu".
+    as all are called "cpu", unless `anywhere`.
     """
     found = [one for record in all_records(root) if (one := _past(record)) and device in one.device]
-    return [one for one in found if device != "cpu" or one.worker[0] == socket.gethostname()]
+    return [one for one in found if anywhere or device != "cpu" or one.worker[0] == socket.gethostname()]
 
 
 def _past(record: Record) -> Past | None:
     summary, status = record.summary, record.status
     starts = _lines(record.folder / "environment.jsonl")
-    if (
-        not summary
-        or len(starts) != 1
-        or "seconds" not in summary
-        or "updated" not in status
-        or "model" not in record.config
-    ):
+    if not summary or len(starts) != 1 or "seconds" not in summary or "model" not in record.config:
         return None
-    where = starts[0]
+    where, seconds = starts[0], max(float(summary["seconds"]), 1e-3)
+    started = _time(where["started"])
     return Past(
-        record.config,
-        max(float(summary["seconds"]), 1e-3),
+        _completed(record.config),
+        seconds,
         str(where.get("device")),
         int(where.get("processes", 1)),
-        (str(status.get("host")), int(status.get("pid", 0))),
-        _time(where["started"]),
-        _time(status["updated"]),
+        (str(status.get("host") or where.get("host")), int(status.get("pid", 0))),
+        started,
+        _time(status["updated"]) if "updated" in status else started + seconds,
         (record.description.get("data") or {}).get("vocab_size"),
+        record.key,
     )
+
+
+def _completed(config: Plain) -> dict[str, Any]:
+    """A record's configuration with the fields that came after it was made, at their defaults."""
+    found = dict(config)
+    for item in fields(Config):
+        variants, section = VARIANTS.get(item.name), config.get(item.name) or {}
+        known = variants.get(section.get(SELECTORS[item.name], "")) if variants else item.default_factory
+        if isinstance(known, type) and is_dataclass(known):
+            found[item.name] = {**asdict(known()), **section}
+    return found
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -207,13 +231,21 @@ def _time(text: str) -> float:
 def ladder_seconds(states: Sequence[State]) -> list[tuple[Plain, float]]:
     """(configuration, seconds) of the points for which the ladder has measured seconds."""
     points = (point for state in states for point in (*state.points, *state.tuning))
-    return [(point.config, point.core_seconds) for point in points if point.config and point.core_seconds]
+    configs = ((point.config or point.like, point.core_seconds) for point in points)
+    return [(config, seconds) for config, seconds in configs if config and seconds]
+
+
+def unit_of(config: Plain) -> str:
+    """What a run counts: images have no length."""
+    return "images" if config["training"].get("seq_len", 0) is None else "tokens"
 
 
 def _work(config: Plain) -> str:
     """What a run's time depends on most, as text."""
     names = ("model", "training", "evaluation", "telemetry")
     dataset = {name: config["dataset"].get(name) for name in ("tokenizer", "vocab_size")}
+    if unit_of(config) == "images":  # where they are from, and what is done to them, takes its time
+        names, dataset = (*names, "recipe"), {"name": config["dataset"]["name"]}
     return json.dumps([*(config.get(name) for name in names), dataset], sort_keys=True)
 
 

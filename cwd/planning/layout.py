@@ -11,8 +11,10 @@ from cwd.errors import UserError
 from cwd.models.loss import ALL_LOGITS
 from cwd.planning.devices import Device
 from cwd.planning.memory import SHARDINGS, Memory, Setting, memory_of
-from cwd.planning.trace import Shape, takes_targets
+from cwd.planning.shapes import Shape, TextShape, takes_targets
 from cwd.planning.work import Work
+
+OPTIONS = {"sharding": "--sharding", "checkpointing": "--checkpointing", "chunked_loss": "--chunked-loss"}
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,16 @@ class Wishes:
     micro_batch: int | None = None
     checkpointing: bool = False
     chunked_loss: bool = False
+
+    def within(self, shape: Shape) -> Wishes:
+        """Without what the trainer has not for such models."""
+        return replace(self, **{name: getattr(Wishes(), name) for name in OPTIONS if name not in shape.options})
+
+    def refused(self, shape: Shape) -> list[str]:
+        """The options that :meth:`within` leaves out."""
+        asked = {"sharding": self.sharding not in (None, "none")}
+        asked |= {"checkpointing": self.checkpointing, "chunked_loss": self.chunked_loss}
+        return [option for name, option in OPTIONS.items() if asked[name] and name not in shape.options]
 
 
 @dataclass(frozen=True)
@@ -35,16 +47,16 @@ class Layout:
     shape: Shape
 
 
-def check_devices(device: Device, batch: int, size: str) -> None:
-    """Refuses a number of devices that cannot share a batch of so many sequences.
+def check_devices(device: Device, work: Work, size: str) -> None:
+    """Refuses a number of devices that cannot share a batch.
 
     Raises:
         UserError: it does not divide the batch.
     """
-    if batch % device.together:
+    if work.batch % device.together:
         raise UserError(
-            f"GPUS={device.count}: does not divide the batch of {batch} sequences of {size}; allowed are its divisors "
-            f"{', '.join(map(str, _divisors(batch)))}"
+            f"GPUS={device.count}: does not divide the batch of {work.batch} {work.shape.rows} of {size}; allowed are "
+            f"its divisors {', '.join(map(str, _divisors(work.batch)))}"
         )
 
 
@@ -57,15 +69,17 @@ def lay_out(works: Sequence[Work], device: Device, wishes: Wishes) -> Layout:
     Raises:
         UserError: a micro-batch that does not divide a device's share, or a sharding that the devices cannot have.
     """
-    share = works[0].batch // device.together
-    if wishes.micro_batch is not None and share % wishes.micro_batch:
-        allowed = ", ".join(map(str, _divisors(share)))
+    shape, share = works[0].shape, works[0].batch // device.together
+    wishes = wishes.within(shape)
+    allowed = [size for size in _divisors(share) if size % shape.together == 0 or size == share]
+    if wishes.micro_batch is not None and wishes.micro_batch not in allowed:
         raise UserError(
-            f"--micro-batch {wishes.micro_batch}: does not divide a device's {share} sequences; allowed are {allowed}"
+            f"--micro-batch {wishes.micro_batch}: does not divide a device's {share} {shape.rows}"
+            f"{' into pairs' if shape.together == 2 else ''}; allowed are {', '.join(map(str, allowed))}"
         )
     last = None
-    for sharding in _shardings(device, wishes.sharding):
-        for micro_batch in [wishes.micro_batch] if wishes.micro_batch else reversed(_divisors(share)):
+    for sharding in _shardings(device, wishes.sharding) if "sharding" in shape.options else ["none"]:
+        for micro_batch in [wishes.micro_batch] if wishes.micro_batch else reversed(allowed):
             setting = Setting(
                 sharding, device.together, device.per_node, micro_batch, micro_batch < share, device.is_cpu
             )
@@ -84,7 +98,9 @@ def remedies(works: Sequence[Work], device: Device, wishes: Wishes) -> list[str]
         "--checkpointing --chunked-loss": replace(wishes, checkpointing=True, chunked_loss=True, micro_batch=None),
         "--sharding full": replace(wishes, sharding="full", micro_batch=None),
     }
-    return [name for name, trial in trials.items() if trial != wishes and lay_out(works, device, trial).fits]
+    shape = works[0].shape
+    allowed = {name: trial for name, trial in trials.items() if trial != wishes and not trial.refused(shape)}
+    return [name for name, trial in allowed.items() if lay_out(works, device, trial).fits]
 
 
 def _layout(works: Sequence[Work], setting: Setting, device: Device, wishes: Wishes) -> Layout:
@@ -93,12 +109,15 @@ def _layout(works: Sequence[Work], setting: Setting, device: Device, wishes: Wis
         checkpointing=wishes.checkpointing or works[0].shape.checkpointing,
         chunked_loss=wishes.chunked_loss or _by_chunks(works[0], setting.micro_batch),
     )
-    largest = max((memory_of(shape, work.held, setting) for work in works), key=lambda memory: memory.peak)
+    memories = (memory_of(shape, work.held, setting, averaged=work.averaged) for work in works)
+    largest = max(memories, key=lambda memory: memory.peak)
     return Layout(setting, largest, largest.peak <= device.usable, shape)
 
 
 def _by_chunks(work: Work, sequences: int) -> bool:
     """Whether the trainer would compute the loss by chunks: where the model can, and all logits would be too many."""
+    if not isinstance(work.shape, TextShape):
+        return False
     with torch.device("meta"):
         model = work.shape.build()
     rows = model.get_output_embeddings().weight.shape[0]

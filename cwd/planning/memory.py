@@ -19,7 +19,8 @@ from cwd.optim import RULES, GroupPattern, assign_groups
 from cwd.optim.decay import MODES
 from cwd.optim.eager import LARGE_PIECE, PIECE, SMALL
 from cwd.optim.orthogonal import ACCELERATOR_BYTES, STACK_BYTES
-from cwd.planning.trace import Shape, trace_pass
+from cwd.planning.shapes import Shape
+from cwd.planning.trace import trace_pass
 
 FLOAT, HALF = 4, 2  # bytes
 SHARDINGS = ("none", "hybrid", "full")
@@ -30,7 +31,7 @@ STACKED = 8  # small matrices that Muon steps together: weights, gradients, mome
 
 @dataclass(frozen=True)
 class Held:
-    """A parameter tensor: its shape, its rule, its decay mode, and the number of its group."""
+    """A parameter tensor: its shape, its rule ("" if it is frozen), its decay mode, and the number of its group."""
 
     name: str
     shape: tuple[int, ...]
@@ -44,6 +45,11 @@ class Held:
         """How many numbers it holds."""
         return math.prod(self.shape)
 
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """Its shape as Muon sees it: a convolution's kernel is one matrix."""
+        return (self.shape[0], math.prod(self.shape[1:])) if len(self.shape) == 4 else self.shape
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -52,7 +58,7 @@ class Setting:
     Attributes:
         sharding: none (every device holds everything), full (all devices divide it), hybrid (those of a node do).
         devices, per_node: that train one run together, and those of them that share a node.
-        micro_batch: sequences at once on one device.
+        micro_batch: sequences or images at once on one device.
         accumulates: whether several micro-batches make an update.
         on_cpu: whether the step is cut as on a CPU.
     """
@@ -76,7 +82,8 @@ class Memory:
 
     Attributes:
         weights, gradients, state: there all the time from the first step on, but for gradients that are born anew in
-            each backward pass.
+            each backward pass. Frozen weights have neither of the others.
+        average: the second copy of the weights that an average of them is.
         activations: at the peak of the forward and backward pass.
         copies: beside them: weights in bfloat16, masks, gradients being born.
         sharing: what several devices add: gathered layers and their gradients, or buckets of gradients.
@@ -87,6 +94,7 @@ class Memory:
     weights: int
     gradients: int
     state: int
+    average: int
     activations: int
     copies: int
     sharing: int
@@ -94,40 +102,44 @@ class Memory:
     peak: int
 
 
-def memory_of(shape: Shape, held: Sequence[Held], setting: Setting, *, compiled: bool = False) -> Memory:
+def memory_of(
+    shape: Shape, held: Sequence[Held], setting: Setting, *, averaged: bool = False, compiled: bool = False
+) -> Memory:
     """The memory of a run.
 
     Args:
         shape: of the pass; its ``held`` is set here.
         held: from :func:`parameters_of`.
+        averaged: whether an average of the weights is kept (recipe.ema).
         compiled: whether the elementwise steps are (machine.compile).
     """
-    parts = setting.parts
+    parts, trained = setting.parts, learned(held)
     weights = FLOAT * sum(one.elements for one in held)
     state = sum(state_bytes(one) for one in held)
-    gradients = weights
+    gradients = FLOAT * sum(one.elements for one in trained)
+    average = weights if averaged else 0
     step = step_bytes(held, setting, compiled)
     if setting.sharding != "none":
         activations = trace_pass(replace(shape, held=frozenset())).activations(setting.micro_batch)
         sharing = _gathered(held, shape.bf16)
-        resting = -(-(2 * weights + state) // parts)
+        resting = -(-(weights + gradients + state) // parts)
         peak = resting + max(activations + sharing, step)
         weights, gradients, state = (-(-size // parts) for size in (weights, gradients, state))
-        return Memory(weights, gradients, state, activations, 0, sharing, step, peak)
-    kept = frozenset(one.name for one in held if setting.accumulates or one.group in flat_groups(held))
+        return Memory(weights, gradients, state, 0, activations, 0, sharing, step, peak)
+    flat = flat_groups(held)
+    kept = frozenset(one.name for one in trained if setting.accumulates or one.group in flat)
     copies, activations = trace_pass(replace(shape, held=kept)).peak(setting.micro_batch)
     sharing = gradients if setting.devices > 1 else 0
-    before = weights + state + sharing
-    in_pass = before + FLOAT * sum(one.elements for one in held if one.name in kept) + copies + activations
-    return Memory(
-        weights, gradients, state, activations, copies, sharing, step, max(in_pass, before + gradients + step)
-    )
+    before = weights + state + average + sharing
+    in_pass = before + FLOAT * sum(one.elements for one in trained if one.name in kept) + copies + activations
+    peak = max(in_pass, before + gradients + step)
+    return Memory(weights, gradients, state, average, activations, copies, sharing, step, peak)
 
 
 def parameters_of(
     shape: Shape, optimizer: Mapping[str, Any], mode: str, beside: Sequence[str] = ()
 ) -> tuple[Held, ...]:
-    """Every parameter of the model with its rule and mode.
+    """Every parameter of the model with its rule and mode; those that are frozen first.
 
     Args:
         optimizer: the configuration's section.
@@ -141,11 +153,16 @@ def parameters_of(
     inside = {
         id(parameter)
         for module in model.modules()
-        if type(module).__name__ in (model._no_split_modules or ())
+        if type(module).__name__ in (getattr(model, "_no_split_modules", None) or ())
         for parameter in module.parameters()
     }
     assigned = assign_groups(model.named_parameters(), patterns, lr=1.0, weight_decay=1.0, decay=mode)
-    return tuple(
+    frozen = tuple(
+        Held(name, tuple(p.shape), "", "none", len(assigned), id(p) in inside)
+        for name, p in model.named_parameters()
+        if not p.requires_grad
+    )
+    return frozen + tuple(
         Held(name, tuple(p.shape), "adamw", group["decay"], -1 - number, id(p) in inside)
         if group["rule"] == "muon" and max(p.shape) > most
         else Held(name, tuple(p.shape), group["rule"], group["decay"], number, id(p) in inside)
@@ -163,15 +180,20 @@ def patterns_of(optimizer: Mapping[str, Any], beside: Sequence[str] = ()) -> lis
     return [*first, *groups]
 
 
+def learned(held: Sequence[Held]) -> list[Held]:
+    """Those that are not frozen."""
+    return [one for one in held if one.rule]
+
+
 def state_bytes(one: Held) -> int:
     """Of the optimizer's state of a tensor: as many float32 buffers of its shape as its rule has."""
-    return FLOAT * one.elements * len(RULES[one.rule].buffers)
+    return FLOAT * one.elements * len(RULES[one.rule].buffers) if one.rule else 0
 
 
 def flat_groups(held: Sequence[Held]) -> frozenset[int]:
     """The groups that the optimizer lays into flat buffers, so that their gradients stay; see cwd.optim.flat."""
     members: dict[int, list[Held]] = {}
-    for one in held:
+    for one in learned(held):
         members.setdefault(one.group, []).append(one)
     return frozenset(
         number
@@ -185,6 +207,7 @@ def flat_groups(held: Sequence[Held]) -> frozenset[int]:
 
 def step_bytes(held: Sequence[Held], setting: Setting, compiled: bool) -> int:
     """The most that a step takes beside weights, gradients and state."""
+    held = learned(held)
     flat = flat_groups(held) if setting.sharding == "none" else frozenset()
     buffers = [sum(one.elements for one in held if one.group == number) for number in flat]
     matrices = [one for one in held if RULES[one.rule].matrices_only]
@@ -202,7 +225,7 @@ def _stack(matrices: Sequence[Held], setting: Setting) -> int:
     """Elements of the largest stack: matrices of one shape, as many as may be stepped together."""
     alike = Counter[tuple[int, ...]]()
     for one in matrices:
-        alike[one.shape] += one.elements
+        alike[one.matrix] += one.elements
     most = (STACK_BYTES if setting.on_cpu else ACCELERATOR_BYTES) // FLOAT
     return min(max(alike.values(), default=0), most)
 
@@ -221,7 +244,7 @@ def _orthogonalising(one: Held, setting: Setting) -> int:
     """Elements that Muon's step of a matrix takes: the look-ahead, two matrices of its shape, two squares; where it is
     divided, u and what is sent and received as well (cwd.optim.orthogonal, sharded_muon).
     """
-    side = min(one.shape[-2:])
+    side = min(one.matrix[-2:])
     sent = 3 * one.elements if setting.parts > 1 else 0
     return 3 * one.elements + 2 * side * side + sent
 

@@ -20,7 +20,7 @@ def disk(kinds: Sequence[Kind]) -> tuple[float, float, float]:
 
 def token_data(kinds: Sequence[Kind]) -> float:
     """Bytes of a packed token file from which the longest run would see no token twice."""
-    return max((work.tokens * work.token_bytes for kind in kinds for work in kind.works), default=0)
+    return max((work.token_bytes for kind in kinds for work in kind.works), default=0)
 
 
 def data_of(plan: Plan) -> dict[str, Any]:
@@ -35,11 +35,13 @@ def data_of(plan: Plan) -> dict[str, Any]:
         "each_run_once": _line_data(plan.whole),
         "memory": [
             {"size": kind.size, "optimizer": kind.optimizer, "runs": kind.runs, "fits": kind.layout.fits,
+             "parameters": kind.works[0].parameters, "trained": kind.works[0].trained, "unit": kind.layout.shape.unit,
              **asdict(kind.layout.setting), **asdict(kind.layout.memory)}
             for kind in plan.kinds
         ],
         "disk": dict(zip(("weights", "records", "checkpoints"), disk(plan.kinds), strict=True)),
         "token_data": token_data(plan.kinds),
+        "evaluations": [asdict(one) for one in plan.evaluations],
         "strengths": [_strength_data(name, one) for name, one in plan.strengths],
     }  # fmt: skip
 
@@ -54,7 +56,7 @@ def _line_data(line: Line) -> dict[str, Any]:
         "missing": len(demand.missing),
         "shared": len(demand.shared),
         "waiting": len(demand.waiting),
-        "tokens": line.tokens,
+        **line.seen,
         "flops": line.flops,
         **_total_data("", line.time),
         **_total_data("waiting_", line.waiting),

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cwd.evidence.artifact_files import SCALES, artifact_names, load_artifact
+from cwd.evidence.artifacts import base_name
 from cwd.evidence.study import State, Study
+from cwd.planning.bases import Bases
 from cwd.planning.demand import Demand, demands_of, together
 from cwd.planning.devices import Device
+from cwd.planning.evaluating import Evaluations, evaluations_of
 from cwd.planning.forecast import Forecaster, Total, ladder_seconds, past_runs, total
 from cwd.planning.layout import Layout, Wishes, check_devices, lay_out, remedies
 from cwd.planning.strength import Strength, strengths
@@ -42,7 +45,7 @@ class Line:
     """What one demand costs.
 
     Attributes:
-        tokens: of one run, least and most.
+        seen: unit -> the tokens or images of one run, least and most.
         flops: of the runs to do.
         time: device seconds of the runs to do.
         waiting: those of the runs that wait for a choice of lambda, at most.
@@ -50,7 +53,7 @@ class Line:
     """
 
     demand: Demand
-    tokens: tuple[int, int] | None
+    seen: dict[str, tuple[int, int]]
     flops: float
     time: Total
     waiting: Total
@@ -59,7 +62,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Kind:
-    """Runs of one size and optimizer, which differ in decay and seed: their layout and what they leave."""
+    """Runs of one size and optimizer, which differ in decay and seed: their layout and what they leave.
+
+    ``refused`` are the options that were wished for and that the trainer has not for such models.
+    """
 
     size: str
     optimizer: str
@@ -67,6 +73,7 @@ class Kind:
     runs: int  # to do
     layout: Layout
     remedies: tuple[str, ...]
+    refused: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Plan:
     seeds: int
     forecaster: Forecaster
     all_one_seed: Total
+    evaluations: tuple[Evaluations, ...]
 
 
 def make_plan(request: Request, say: Say) -> Plan:
@@ -95,7 +103,7 @@ def make_plan(request: Request, say: Say) -> Plan:
     say("reading the runs that are there")
     study = Study(request.scale, request.runs, request.seeds)
     states = {name: study.state(name) for name in artifact_names()}
-    works = _Works(request)
+    works = _Works(request, list(states.values()))
     past = past_runs(request.runs, request.device.match)
     works.vocabularies |= {one.config["dataset"].get("tokenizer"): one.ids for one in past if one.ids}
     forecaster = Forecaster(
@@ -112,32 +120,36 @@ def make_plan(request: Request, say: Say) -> Plan:
     kinds = tuple(_kinds(demands, works, request, say))
     say("what the seeds can resolve")
     seeds = request.seeds or study.ladder.seeds
+    evaluations = (evaluations_of(states[name], works.find) for name in names)
     return Plan(
         request, lines, whole, kinds, tuple(_strengths(names, states, request, seeds)), seeds, forecaster,
-        _once(demands, forecaster, request.device),
+        _once(demands, forecaster, request.device), tuple(one for one in evaluations if one),
     )  # fmt: skip
 
 
 class _Works:
     """The size of each run, once for all that differ in seed."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, states: Sequence[State]) -> None:
         self.vocabularies, self._on_cpu = dict(request.vocabularies), request.device.is_cpu
+        bases = [point for state in states for point in state.bases]
+        self._bases = Bases(request.runs, {base_name(one.coordinates["size"]): one.config or {} for one in bases})
 
     def of(self, config: Plain) -> Work:
         """Raises Unplanned."""
-        return work_of(config, self.vocabularies, self._on_cpu)
+        return work_of(config, self.vocabularies, self._on_cpu, self._bases)
 
-    def known(self, config: Plain) -> bool:
-        """Whether there is one."""
-        return self.flops(config) is not None
+    def find(self, config: Any) -> Work | None:
+        """None if it is not known."""
+        try:
+            return self.of(config)
+        except Unplanned:
+            return None
 
     def flops(self, config: Any) -> float | None:
         """Operations of the run; None if they are not known."""
-        try:
-            return self.of(config).flops
-        except Unplanned:
-            return None
+        work = self.find(config)
+        return work.flops if work else None
 
 
 def _line(demand: Demand, works: _Works, forecaster: Forecaster, device: Device) -> Line:
@@ -147,10 +159,12 @@ def _line(demand: Demand, works: _Works, forecaster: Forecaster, device: Device)
             known.append((run, works.of(run.config)))
         except Unplanned as error:
             needs += [str(error)] if str(error) not in needs else []
-    tokens = [work.tokens for _, work in known]
+    seen: dict[str, list[int]] = {}
+    for _, work in known:
+        seen.setdefault(work.shape.unit, []).append(work.seen)
     return Line(
         demand,
-        (min(tokens), max(tokens)) if tokens else None,
+        {unit: (min(counts), max(counts)) for unit, counts in seen.items()},
         sum(work.flops for run, work in known if not run.ended),
         total(forecaster, (run.config for run in demand.missing.values()), device.together),
         total(forecaster, demand.waiting, device.together),
@@ -171,21 +185,22 @@ def _kinds(demands: Sequence[Demand], works: _Works, request: Request, say: Say)
     alike: dict[tuple[Any, ...], tuple[str, str, dict[str, tuple[Plain, Work]]]] = {}
     for demand in demands:
         for key, run in demand.runs.items():
-            if works.known(run.config) and not run.ended:
-                work, optimizer = works.of(run.config), run.config["optimizer"]["name"]
+            work, optimizer = works.find(run.config), run.config["optimizer"]["name"]
+            if work and not run.ended:
                 kind = (work.shape, optimizer, work.batch, run.config["machine"]["micro_batch_size"])
                 alike.setdefault(kind, (demand.size, optimizer, {}))[2][key] = run.config, work
     ordered = sorted(alike.items(), key=lambda pair: (next(iter(pair[1][2].values()))[1].parameters, pair[1][1]))
-    for (_, _, batch, micro_batch), (size, optimizer, runs) in ordered:
-        check_devices(request.device, batch, size)
+    for (shape, _, batch, micro_batch), (size, optimizer, runs) in ordered:
         distinct = {work.held: work for _, work in runs.values()}
+        check_devices(request.device, next(iter(distinct.values())), size)
         say(f"memory of {size}, {optimizer}")
         # The trainer takes a device's share at once if nobody says otherwise; on GPUs the plan says what to say.
         at_once = request.wishes.micro_batch or micro_batch or (batch if request.device.is_cpu else None)
         wishes = replace(request.wishes, micro_batch=at_once)
         layout = lay_out(list(distinct.values()), request.device, wishes)
         help_ = () if layout.fits else tuple(remedies(list(distinct.values()), request.device, wishes))
-        yield Kind(size, optimizer, tuple(distinct.values()), len(runs), layout, help_)
+        count, refused = len(runs), tuple(request.wishes.refused(shape))
+        yield Kind(size, optimizer, tuple(distinct.values()), count, layout, help_, refused)
 
 
 def _strengths(
