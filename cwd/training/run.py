@@ -16,8 +16,9 @@ from cwd import schema
 from cwd.config import identity
 from cwd.errors import UserError
 from cwd.files import disk_fault
+from cwd.lock import Lost
 from cwd.naming import row_name
-from cwd.runs import Record, RunLost, run_key
+from cwd.runs import Record, run_key
 from cwd.runs.record import FINISHED
 from cwd.training.processes import Processes, join
 from cwd.training.progress import Progress, duration
@@ -43,7 +44,7 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
         wait: wait for another process that works on the run, as one of two sweeps that share it must.
 
     Raises:
-        UserError: something the user gave does not work, or another process holds the run (RunBusy).
+        UserError: something the user gave does not work, or another process holds the run (Busy).
         Interrupted: a signal came; the run is saved and goes on when it is asked for again.
     """
     if config.machine.threads:
@@ -105,7 +106,7 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress,
 
     def note(message: str, **more: str) -> None:
         if processes.main:
-            with suppress(OSError, RunLost):  # the disk may be what failed, and the run another's by now
+            with suppress(OSError, Lost):  # the disk may be what failed, and the run another's by now
                 record.set_status("failed", record.status["step"], message=message, **more)
 
     def lose(message: str) -> None:
