@@ -19,6 +19,7 @@ from cwd.files import disk_fault
 from cwd.lock import Lost
 from cwd.naming import row_name
 from cwd.runs import Record, run_key
+from cwd.runs.attempts import noted
 from cwd.runs.record import FINISHED
 from cwd.training.processes import Processes, join
 from cwd.training.progress import Progress, duration
@@ -49,11 +50,15 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
     """
     if config.machine.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
-    processes = join(config.machine)
+    runs = Path(config.machine.runs)
+    with noted(runs, overrides):
+        processes = join(config.machine)
     kind = Progress.resolve(config.machine.progress) if processes.main else "none"
     progress = Progress(kind, config.training.steps, "tokens" if _is_text(config) else "images")
     try:
-        result, found = _find_or_train(config, wait, progress, processes)
+        with noted(runs, overrides):
+            data, record = _find(config, progress, processes)
+        result, found = _finish(config, data, record, wait, progress, processes)
     except BaseException as error:
         processes.end(None if isinstance(error, SystemExit) else error)
         raise
@@ -63,8 +68,8 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
     return result
 
 
-def _find_or_train(config: schema.Config, wait: bool, progress: Progress, processes: Processes) -> tuple[Result, bool]:
-    """The result, and whether it was there already."""
+def _find(config: schema.Config, progress: Progress, processes: Processes) -> tuple[Any, Record]:
+    """The data and the record, on whose configuration all processes agree."""
     everything = dataclasses.asdict(config)
     processes.begin(progress.warn)
     processes.agree(everything)
@@ -76,6 +81,13 @@ def _find_or_train(config: schema.Config, wait: bool, progress: Progress, proces
         if (record.folder / "config.json").exists() and not record.description:
             progress.warn(f"{record.folder / 'config.json'}: damaged, written anew")
         Record.create(root, own, description, everything)
+    return data, record
+
+
+def _finish(
+    config: schema.Config, data: Any, record: Record, wait: bool, progress: Progress, processes: Processes
+) -> tuple[Result, bool]:
+    """The result, and whether it was there already."""
     with _held(record, WAIT if wait else None, processes) as state:
         if state in FINISHED:
             if processes.main:  # a kill after the result may have left them
