@@ -48,8 +48,14 @@ class SlurmLauncher(Launcher):
         """Submits, and unless ``wait`` is false, waits for all jobs.
 
         Raises:
-            UserError: submitit is not installed, or this is no SLURM cluster.
+            UserError: submitit is not installed, this is no SLURM cluster, or some GPUs would be left idle.
         """
+        tasks, gpus = self.settings["tasks_per_node"], self.settings.get("gpus_per_node", 0)
+        if isinstance(gpus, int) and gpus > tasks:
+            raise UserError(
+                f"hydra.launcher.gpus_per_node={gpus}: a process uses one GPU, and there would be {tasks} on each "
+                f"node; add hydra.launcher.tasks_per_node={gpus}"
+            )
         runs = Path(self.config.machine.runs)
         code = freeze(runs)
         load = self.hydra_context.config_loader.load_sweep_config
@@ -74,6 +80,9 @@ class SlurmLauncher(Launcher):
         Singleton.set_state(singletons)
         setup_globals()
         here = submitit.JobEnvironment()
+        asked = self.settings["nodes"] * self.settings["tasks_per_node"]
+        if here.num_tasks != asked:
+            raise UserError(f"{asked} processes were asked for, and SLURM started {here.num_tasks}")
         if here.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         with open_dict(config):
