@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from cwd.cli import door
+from cwd.errors import UserError
 from cwd.faults.cluster import one_node, why_not
 from cwd.faults.processes import processes
 from cwd.faults.ray import ray_sweep, why_no_ray
@@ -61,13 +62,23 @@ def strike(names: list[str], folder: Path) -> list[Told]:
         with one_node() as cluster:
             rig = Rig(folder, code, cluster)
             told.append(show(rig.undisturbed()))
-            told += [show(ON_SLURM[name](rig)) for name in names if name != "ray"]
+            told += [show(attempt(name, rig)) for name in names if name != "ray"]
     if "ray" in names:
         if reason := why_no_ray():
             print(f"Ray is skipped: {reason}")
         else:
             told.append(show(ray_sweep(folder, code)))
     return told
+
+
+def attempt(name: str, rig: Rig) -> Told:
+    """A fault; one that does not get to its end is told of too, and what it has left is cleared away."""
+    try:
+        return ON_SLURM[name](rig)
+    except UserError as error:
+        end_sweeps()
+        rig.clear()
+        return Told(name, {}, {}, {}, {}, missed=str(error))
 
 
 def show(told: Told) -> Told:

@@ -4,6 +4,7 @@ an edit.
 
 from __future__ import annotations
 
+import getpass
 import os
 import shutil
 import signal
@@ -88,6 +89,11 @@ class Rig:
     def busy(self, *options: str) -> str:
         """The queue, or what options of squeue choose of it; "" if there is none."""
         return ask(["squeue", "--noheader", *options], self.cluster.variables)
+
+    def clear(self) -> None:
+        """Ends all jobs."""
+        self.client("scancel", "--user", getpass.getuser())
+        until(lambda: not self.busy(), "an empty queue")
 
     def job_of(self, record: Record) -> str:
         """The SLURM job of a run, by the overrides that it was submitted with."""
