@@ -7,6 +7,7 @@ killed or runs out of time is queued again (cwd.sweeping.slurm) and goes on from
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -146,4 +147,7 @@ def _error_of(job: Any) -> Exception | None:
     if not job.paths.result_pickle.exists():
         return UserError(f"{where}; it was cancelled or killed, and left no result")
     error = job.exception()
-    return UserError(f"{where}; {str(error).strip().splitlines()[-1]}") if error else None
+    if error is None:
+        return None
+    trace = re.search(r"^-{10,}\n(.*?)\n-{10,}$", str(error), re.DOTALL | re.MULTILINE)  # beside advice where to look
+    return UserError(f"{where}; {(trace[1] if trace else str(error)).strip().splitlines()[-1]}")

@@ -63,14 +63,21 @@ def until_ended(driver: subprocess.Popen[bytes], what: str) -> None:
 
 
 def refusal(rig: Rig) -> str:
-    """A job of one process whose run is to have two: the line that it ends with."""
-    folder = rig.folder / "one"
-    driver = start(rig, folder, 1, "machine.processes=2")
-    until(lambda: driver.poll() is not None, "the run that got one process of two to end")
-    lines = [line for line in (folder / "driver.log").read_text().splitlines() if "the launcher started 1" in line]
-    if not driver.returncode or not lines or all_records(folder / "runs"):
-        raise UserError(f"a run that asked for two processes and got one was no error: {folder / 'driver.log'}")
-    return f"asked for two and got one: {lines[0].strip()}"
+    """Jobs that get one process of two, by a launcher that was asked for one, and by SLURM: the lines they end with."""
+    cases = {
+        "launcher": (1, "machine.processes=2", "the launcher started 1"),
+        "slurm": (2, "+hydra.launcher.additional_parameters.ntasks=1", "SLURM started 1"),
+    }
+    found = []
+    for name, (count, word, says) in cases.items():
+        folder = rig.folder / f"one_{name}"
+        driver = start(rig, folder, count, word)
+        until(lambda driver=driver: driver.poll() is not None, "the run that got one process of two to end")
+        lines = [line for line in (folder / "driver.log").read_text().splitlines() if says in line]
+        if not driver.returncode or not lines or all_records(folder / "runs"):
+            raise UserError(f"a run that asked for two processes and got one was no error: {folder / 'driver.log'}")
+        found.append(lines[0].rpartition("UserError: ")[2].strip())
+    return f"asked for two and got one: {'; '.join(found)}"
 
 
 def kill_second(rig: Rig, run: Record) -> str:

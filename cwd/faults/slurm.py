@@ -5,17 +5,18 @@ an edit.
 from __future__ import annotations
 
 import getpass
+import math
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwd.errors import UserError
 from cwd.faults.cluster import Cluster, ask
-from cwd.faults.runs import CELLS, LONG, PATIENCE, Seen, look, middle, name_of, outcomes, start_sweep, until
+from cwd.faults.runs import CELLS, FOUR, LONG, Seen, look, middle, name_of, outcomes, start_sweep, until
 from cwd.faults.told import Told, tell
 from cwd.runs import Record
 from cwd.sweeping.submissions import read_submissions
@@ -28,6 +29,7 @@ LAUNCHER = (
     "hydra.launcher.timeout_min=60",
 )
 URGENT = ("sbatch", "--partition=urgent", "--ntasks=1", "--cpus-per-task=2", "--output=/dev/null", "--wrap")
+WARNING = 20  # seconds before the limit
 BRANCH = "        self.step += 1\n"  # what the edit changes, in cwd/training/trainer.py
 
 
@@ -55,29 +57,38 @@ class Rig:
             )
         return self.tell("nothing: the sweep left alone, which the others must equal", folder, {}, {})
 
-    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, words: Sequence[str] = (), cells: Sequence[str] = FOUR) -> subprocess.Popen[bytes]:
         """The sweep of a fault."""
-        return start_sweep(self.code, self.folder / name, [*LAUNCHER, *words], self.cluster.variables)
+        return start_sweep(self.code, self.folder / name, [*LAUNCHER, *words], self.cluster.variables, cells)
 
     def disturb(
-        self, name: str, title: str, strike: Callable[[Record, subprocess.Popen[bytes]], None], starts: int = 2
+        self,
+        name: str,
+        title: str,
+        strike: Callable[[Record, subprocess.Popen[bytes]], None],
+        *,
+        starts: int = 2,
+        words: Sequence[str] = (),
+        cells: Sequence[str] = FOUR,
+        expected: dict[str, dict[str, Any]] | None = None,
     ) -> Told:
         """Strikes when the first run is in its middle, and tells what came of it.
 
         Args:
             strike: gets that run and the driver; returns when the fault has shown.
             starts: how often that run must then have been started.
+            words, cells: of the sweep. expected: the outcomes of its runs left alone; of the four, if not given.
         """
         folder = self.folder / name
-        driver = self.start(name)
+        driver = self.start(name, words, cells)
         victim = until(lambda: middle(folder / "runs"), f"{name}: a run in its middle")
         before = look(folder / "runs")
         strike(victim, driver)
         after = look(folder / "runs")
         until(lambda: not self.busy(), f"{name}: an empty queue")
         until(lambda: driver.poll() is not None, f"{name}: the driver to end")
-        told = self.tell(title, folder, before, after)
-        told.notes.insert(0, f"struck: {name_of(victim)}; the driver ended with {driver.returncode}")
+        told = tell(title, folder, before, after, self.expected if expected is None else expected)
+        told.notes.append(f"struck: {name_of(victim)}; the driver ended with {driver.returncode}")
         if (found := told.end[name_of(victim)].starts) != starts:
             told.missed = f"{name_of(victim)} was to be started {starts} times, and was {found} times"
         return told
@@ -94,6 +105,13 @@ class Rig:
         """Ends all jobs."""
         self.client("scancel", "--user", getpass.getuser())
         until(lambda: not self.busy(), "an empty queue")
+
+    def seconds_of(self, job: str) -> int:
+        """How long a job has been running."""
+        seconds = 0
+        for part in self.busy(f"--jobs={job}", "--format=%M").split(":"):  # minutes:seconds
+            seconds = 60 * seconds + int(part)
+        return seconds
 
     def job_of(self, record: Record) -> str:
         """The SLURM job of a run, by the overrides that it was submitted with."""
@@ -127,18 +145,22 @@ def requeue(rig: Rig) -> Told:
 
 
 def limit(rig: Rig) -> Told:
-    """The time limit: of a minute, for runs that take longer."""
-    alone, folder = rig.folder / "long", rig.folder / "limit"
+    """The time limit, set to the next full minute when a run is in its middle, and taken back when it has struck."""
+    alone = rig.folder / "long"
     driver = start_sweep(rig.code, alone, LAUNCHER, rig.cluster.variables, LONG)
     until(lambda: driver.poll() is not None, "the long runs left alone to end")
-    short = [word for word in LAUNCHER if "timeout" not in word]
-    words = [*short, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
-    driver = start_sweep(rig.code, folder, words, rig.cluster.variables, LONG)
-    until(lambda: driver.poll() is not None, "the runs with a limit to end", 2 * PATIENCE)
-    told = tell("a time limit of one minute", folder, {}, {}, outcomes(alone / "runs"))
-    if all(seen.starts < 2 for seen in told.end.values()):
-        told.missed = "the runs were too short to meet the limit"
-    return told
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        job = rig.job_of(victim)
+        minutes = math.ceil((rig.seconds_of(job) + WARNING + 5) / 60)
+        rig.client("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        until(lambda: not victim.is_locked(), "the run to meet its limit, save and end")
+        until(lambda: job in rig.busy("--states=PENDING", "--array", "--format=%i"), "the job to be queued again")
+        rig.client("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+    words = f"hydra.launcher.signal_delay_s={WARNING}"
+    title = "the time limit of a job, set when its run is in its middle"
+    return rig.disturb("limit", title, strike, words=[words], cells=LONG, expected=outcomes(alone / "runs"))
 
 
 def job_killed(rig: Rig) -> Told:
