@@ -7,6 +7,7 @@ killed or runs out of time is queued again (cwd.sweeping.slurm) and goes on from
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -48,8 +49,14 @@ class SlurmLauncher(Launcher):
         """Submits, and unless ``wait`` is false, waits for all jobs.
 
         Raises:
-            UserError: submitit is not installed, or this is no SLURM cluster.
+            UserError: submitit is not installed, this is no SLURM cluster, or some GPUs would be left idle.
         """
+        tasks, gpus = self.settings["tasks_per_node"], self.settings.get("gpus_per_node", 0)
+        if isinstance(gpus, int) and gpus > tasks:
+            raise UserError(
+                f"hydra.launcher.gpus_per_node={gpus}: a process uses one GPU, and there would be {tasks} on each "
+                f"node; add hydra.launcher.tasks_per_node={gpus}"
+            )
         runs = Path(self.config.machine.runs)
         code = freeze(runs)
         load = self.hydra_context.config_loader.load_sweep_config
@@ -74,6 +81,9 @@ class SlurmLauncher(Launcher):
         Singleton.set_state(singletons)
         setup_globals()
         here = submitit.JobEnvironment()
+        asked = self.settings["nodes"] * self.settings["tasks_per_node"]
+        if here.num_tasks != asked:
+            raise UserError(f"{asked} processes were asked for, and SLURM started {here.num_tasks}")
         if here.num_tasks > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         with open_dict(config):
@@ -137,4 +147,7 @@ def _error_of(job: Any) -> Exception | None:
     if not job.paths.result_pickle.exists():
         return UserError(f"{where}; it was cancelled or killed, and left no result")
     error = job.exception()
-    return UserError(f"{where}; {str(error).strip().splitlines()[-1]}") if error else None
+    if error is None:
+        return None
+    trace = re.search(r"^-{10,}\n(.*?)\n-{10,}$", str(error), re.DOTALL | re.MULTILINE)  # beside advice where to look
+    return UserError(f"{where}; {(trace[1] if trace else str(error)).strip().splitlines()[-1]}")

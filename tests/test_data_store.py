@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cwd import lock
+from cwd.data import prepare as prepare_module
 from cwd.data.corpora import Document, TextFiles
 from cwd.errors import UserError
 from tests.data_helpers import REPOSITORY, Memory, ready, ready_from
@@ -162,7 +165,7 @@ def test_two_processes_at_once_end_with_the_same_good_folder(source: Path, tmp_p
     answers = {tuple(child.communicate(timeout=60)[0].split()[1:]) for child in children}
     data = ready(source, tmp_path / "data")
     assert answers == {(data.fingerprint, data.folder.name)}
-    assert sorted(path.suffix for path in (tmp_path / "data").iterdir()) == ["", ".json", ".lock"]
+    assert sorted(path.suffix for path in (tmp_path / "data").iterdir() if ".lock" not in path.name) == ["", ".json"]
 
 
 def test_a_living_process_keeps_its_temporary_folder(source: Path, tmp_path: Path) -> None:
@@ -203,3 +206,61 @@ def test_prepared_data_is_found_without_importing_anything_heavy(source: Path, t
     command = [sys.executable, "-c", code, str(source), str(tmp_path / "data"), "0"]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
     assert answer.split()[1] == heavy.fingerprint
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cwd import lock
+lock.BEAT = 0.1
+lock._machine = lambda: "another"
+lock._flock = lambda file, kind: True
+with lock.Lock(Path(sys.argv[1]), "data").held(0.0):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def elsewhere(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
+    """A process of another machine, which flock does not reach, prepares the same data."""
+    key = ready(source, tmp_path / "other").folder.name
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(lock, "_flock", lambda file, kind: True)
+    monkeypatch.setattr(lock, "SILENCE", 2.0)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "data" / f"{key}.lock")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_preparation_on_another_machine_is_waited_for_and_taken_over_when_it_is_dead(elsewhere, source, tmp_path):
+    says: list[str] = []
+    found: list[str] = []
+    waiting = threading.Thread(
+        target=lambda: found.append(ready(source, tmp_path / "data", says).fingerprint), daemon=True
+    )
+    waiting.start()
+    waiting.join(timeout=4.0)  # twice the silence after which a dead one is replaced
+    assert waiting.is_alive()
+    assert says == ["data: waiting for another process that prepares the same data"]
+    elsewhere.kill()
+    waiting.join(timeout=60.0)
+    assert found == [ready(source, tmp_path / "other").fingerprint]
+
+
+def test_a_preparation_that_was_taken_over_puts_nothing_in_its_place(source, tmp_path, monkeypatch):
+    build = prepare_module._build
+
+    def slowly(work: Path, *arguments: Any) -> None:
+        build(work, *arguments)
+        [own] = work.parent.glob("*.lock.1")
+        own.with_suffix(".2").write_text("{}")  # of another machine, after this process was stopped for long
+
+    monkeypatch.setattr(prepare_module, "_build", slowly)
+    with pytest.raises(UserError, match=r"^data: .* has taken it over, as this process was silent"):
+        ready(source, tmp_path / "data")
+    assert not [path for path in (tmp_path / "data").iterdir() if path.is_dir() and path.suffix != ".tmp"]

@@ -15,15 +15,19 @@ from pathlib import Path
 
 import pytest
 
+from cwd import lock
 from cwd.errors import UserError
-from cwd.runs import Record, RunBusy, RunLost, lock
+from cwd.lock import Busy, Lost
+from cwd.runs import Record
 from tests.conftest import ROOT
 
 START = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from cwd.runs import Record, RunLost, lock
+from cwd import lock
+from cwd.lock import Lost
+from cwd.runs import Record
 lock.BEAT, lock.SILENCE = {beat}, {silence}
 if {elsewhere}:
     lock._machine = lambda: "another"
@@ -37,7 +41,7 @@ with record.lock():
     sys.stdin.readline()
     try:
         record.set_status("running", 8)
-    except RunLost as error:
+    except Lost as error:
         print(error, flush=True)
 """
 Starts = Callable[..., subprocess.Popen[str]]
@@ -87,7 +91,7 @@ def test_a_live_owner_is_seen_without_flock(machine: str, run: Record, monkeypat
         assert Record(run.folder).is_locked()
         who = rf"process {os.getpid()} on {os.uname().nodename}"
         heard = r" \(last heard of 0 s ago, dead after 120 s\)" if machine == "another" else ""
-        with pytest.raises(RunBusy, match=rf"^run {run.key}: {who}{heard} is working on it"), run.lock(0.1):
+        with pytest.raises(Busy, match=rf"^run {run.key}: {who}{heard} is working on it"), run.lock(0.1):
             pass
         monkeypatch.undo()
     assert not run.is_locked()
@@ -101,7 +105,7 @@ def test_a_beating_owner_is_never_taken_over_whatever_the_clocks_say(
     holder(start(HOLD))
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600)  # this machine's clock is an hour ahead
-    with pytest.raises(RunBusy, match="last heard of"), run.lock(4.0):
+    with pytest.raises(Busy, match="last heard of"), run.lock(4.0):
         pass
     assert run.status["state"] == "running"
 
@@ -139,7 +143,7 @@ def test_a_dead_owner_elsewhere_is_taken_over_after_its_silence(
     process.kill()
     process.wait()
     assert run.status["state"] == "running"  # as nobody can know better yet
-    with pytest.raises(RunBusy, match=r"last heard of . s ago, dead after 2 s"), run.lock(0):
+    with pytest.raises(Busy, match=r"last heard of . s ago, dead after 2 s"), run.lock(0):
         pass
     with run.lock(60.0):
         assert run.is_locked()
@@ -163,7 +167,8 @@ def test_an_owner_that_outlives_its_machine_in_the_servers_locks_is_taken_over(
 def test_an_owner_that_was_stopped_and_lost_the_run_writes_nothing_more(
     run: Record, start: Starts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "SILENCE", 1.0)
+    monkeypatch.setattr(lock, "SILENCE", 2.0)
+    monkeypatch.setattr(lock, "BEAT", 0.1)
     process = holder(start(HOLD))
     process.send_signal(signal.SIGSTOP)
     with run.lock(60.0):
@@ -183,7 +188,7 @@ def test_a_stopped_process_of_this_machine_keeps_the_run(
     monkeypatch.setattr(lock, "SILENCE", 0.5)
     process = holder(start(HOLD, elsewhere=False))
     process.send_signal(signal.SIGSTOP)
-    with pytest.raises(RunBusy), run.lock(1.5):
+    with pytest.raises(Busy), run.lock(1.5):
         pass
     assert run.status["state"] == "running"
 
@@ -200,7 +205,7 @@ def test_a_lock_that_was_removed_is_lost(run: Record) -> None:
     with run.lock():
         for path in run.folder.glob("lock.*"):
             path.unlink()
-        with pytest.raises(RunLost, match="somebody has taken it over"):
+        with pytest.raises(Lost, match="somebody has taken it over"):
             run.set_status("running", 1)
     assert run.status["state"] == "new"
 

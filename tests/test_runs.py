@@ -24,7 +24,8 @@ from rich.console import Console
 from cwd.errors import UserError
 from cwd.evidence.listing import print_run, print_runs, select
 from cwd.files import read_json, write_json
-from cwd.runs import MetricsLog, Record, RunBusy, all_records, read_metrics, record, run_key
+from cwd.lock import Busy
+from cwd.runs import MetricsLog, Record, all_records, read_metrics, record, run_key
 from tests.conftest import ROOT, changed, identity_of
 
 IDENTITY = {"optimizer": {"lr": 0.1, "betas": [0.9, 0.95]}, "seed": 0, "note": None}
@@ -245,7 +246,7 @@ def test_a_run_reads_running_while_its_process_lives_and_interrupted_after_kill_
     assert run.status["step"] == 7
     monkeypatch.setattr(record, "PATIENCE", 0.1)
     who = f"process {process.pid} on {os.uname().nodename}"
-    with pytest.raises(RunBusy, match=f"^run {run.key}: {who} is working on it"), run.lock():
+    with pytest.raises(Busy, match=f"^run {run.key}: {who} is working on it"), run.lock():
         pass
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -260,7 +261,7 @@ def test_the_lock_is_exclusive_within_a_process(tmp_path: Path, monkeypatch: pyt
     run = new(tmp_path)
     with run.lock():
         assert run.is_locked()
-        with pytest.raises(RunBusy, match=f"process {os.getpid()} on "), Record(run.folder).lock():
+        with pytest.raises(Busy, match=f"process {os.getpid()} on "), Record(run.folder).lock():
             pass
         assert run.is_locked()
     assert not run.is_locked()

@@ -24,6 +24,7 @@ from cwd.sweeping.submissions import Submission, current_queue, live_submissions
 from cwd.sweeping.sweep import Sweep
 from cwd.sweeps import compose_config, write_cells
 from cwd.training.signals import Interrupts
+from hydra_plugins.cwd_slurm import _error_of
 from tests.conftest import ROOT
 
 
@@ -165,6 +166,29 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "squeue is not here" in done.stderr
+
+
+def test_gpus_that_no_process_would_use_are_one_line(tmp_path):
+    words = ["-m", "hydra/launcher=slurm", "hydra.launcher.gpus_per_node=8", f"machine.runs={tmp_path / 'runs'}"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words], env=variables, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "gpus_per_node=8: a process uses one GPU, and there would be 1 on each node" in done.stderr
+    assert not (tmp_path / "runs" / ".sweeps").exists()
+
+
+def test_a_job_that_failed_is_told_of_with_its_reason(tmp_path):
+    submitit = pytest.importorskip("submitit")
+    from submitit.core.utils import cloudpickle_dump
+
+    job = submitit.SlurmJob(tmp_path, "41")
+    assert "cancelled or killed" in str(_error_of(job))
+    trace = "Traceback (most recent call last):\n  ...\nValueError: no"
+    cloudpickle_dump(("error", trace), job.paths.result_pickle)
+    assert str(_error_of(job)) == f"job 41: its log is {job.paths.stderr}; ValueError: no"
 
 
 def test_a_setting_that_the_launcher_lacks_is_one_line():

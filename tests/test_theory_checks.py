@@ -21,7 +21,8 @@ from cwd import theory
 from cwd.errors import UserError
 from cwd.evidence.grid import find_cells
 from cwd.evidence.listing import print_run, print_runs
-from cwd.runs import Record, RunBusy, all_records, read_metrics, record, run_key
+from cwd.lock import Busy
+from cwd.runs import Record, all_records, read_metrics, record, run_key
 from cwd.theory import CHECKS, checks, run_check
 from cwd.theory.checks import NO_DATA, check_identity
 from tests.conftest import ROOT
@@ -140,7 +141,7 @@ def test_two_processes_do_not_work_on_one_check(
     identity = check_identity("figure2", TOY)
     busy = Record.create(tmp_path / "runs", identity, NO_DATA, identity)
     monkeypatch.setattr(record, "PATIENCE", 0.05)
-    with busy.lock(), pytest.raises(RunBusy):
+    with busy.lock(), pytest.raises(Busy):
         figure()
 
 

@@ -1,7 +1,7 @@
 """Preparing a published corpus: every file to its shards, in parallel, resumable, then one rename to its folder.
 
 <folder>.part/   what is being filled; a preparation that was killed goes on from it
-<folder>.lock    held meanwhile
+<folder>.lock    held meanwhile, with <folder>.lock.<n>: see cwd.lock
 <folder>/        *.bin, manifest.json, the tokenizer's files; parts/ says what each source file gave, for repairs
 """
 
@@ -65,7 +65,7 @@ def prepare_set(
     """
     folder = request.folder
     make_root(folder.parent)
-    with locked(folder.with_name(f"{folder.name}.lock"), say):
+    with locked(folder.with_name(f"{folder.name}.lock"), say) as lock:
         data, damage = open_set(request)
         if data is not None:
             return data
@@ -80,6 +80,7 @@ def prepare_set(
         count = min(processes or processors(), len(parts))
         estimate = _announce(parts, tokenizer, count, say)
         counts = pack_all(parts, request.tokenizer, work, count, _Total(parts, estimate.source, show))
+        lock.confirm()
         _finish(request, files, parts, counts, tokenizer, work)
         os.rename(work, folder)
         sync(folder.parent)
@@ -219,7 +220,7 @@ def _finish(
         if not sum(one["tokens"] for one in shards[split].values()):
             raise UserError(f"the {split} split of {request.corpus.name} has no tokens; more files are needed")
     shutil.rmtree(work / "source", ignore_errors=True)
-    left = [*(work / "parts").glob("*.lock"), *work.rglob(".*.tmp")]  # the latter of kills in the middle of a write
+    left = [*(work / "parts").glob("*.lock*"), *work.rglob(".*.tmp")]  # the latter of kills in the middle of a write
     for path in [*left, *(work / name for name in (SAMPLED, CHECKED, "manifest.json"))]:
         path.unlink(missing_ok=True)
     write_manifest(work, _manifest(request, files, shards, tokenizer, work))

@@ -24,6 +24,7 @@ from cwd.data.tokenizers import Tokenizer
 from cwd.data.tokens import dtype_for, locked
 from cwd.errors import UserError
 from cwd.files import read_json, write_json
+from cwd.lock import Lock
 
 BATCH = 1_000_000  # characters tokenised at a time
 SAVE_SECONDS = 20.0
@@ -77,9 +78,10 @@ def pack(
         UserError: the file cannot be had or read, or the disk is full. Stopped.
     """
     part.journal.parent.mkdir(parents=True, exist_ok=True)
-    with locked(part.journal.with_suffix(".lock"), _nothing):  # a killed preparation may leave a process for a moment
+    # A preparation that was killed may leave a process for a moment.
+    with locked(part.journal.with_suffix(".lock"), _nothing) as lock:
         try:
-            with _Shards(part, tokenizer) as shards:
+            with _Shards(part, tokenizer, lock) as shards:
                 if not shards.done:
                     path = fetch(part.corpus, part.file, part.work / "source")
                     _pack(Records(path, part.corpus.field, shards.records), shards, tokenizer, tell, stopped)
@@ -139,8 +141,8 @@ def batches(records: Records) -> Iterator[tuple[int, list[str]]]:
 class _Shards:
     """The open shards of a part, as far as they are saved. What on the disk is not what was saved begins again."""
 
-    def __init__(self, part: Part, tokenizer: Tokenizer) -> None:
-        self.part, self._dtype = part, dtype_for(tokenizer.vocab_size)
+    def __init__(self, part: Part, tokenizer: Tokenizer, lock: Lock) -> None:
+        self.part, self._dtype, self._lock = part, dtype_for(tokenizer.vocab_size), lock
         self._source = [part.file.name, part.file.size]
         self._files: dict[str, BinaryIO] = {}
         state = read_json(part.journal)
@@ -176,7 +178,9 @@ class _Shards:
     def add(self, read: int, texts: list[str], tokenizer: Tokenizer) -> None:
         """Tokenises and appends some documents, of which the source file held `read` records."""
         self.records += read
-        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        encoded = tokenizer.encode_batch(texts)
+        self._lock.confirm()
+        for text, ids in zip(texts, encoded, strict=True):
             held_out = self.part.held_out and is_held_out(text, self.part.held_out)
             split = "validation" if held_out else self.part.file.split
             content = ids.astype(self._dtype).tobytes()
@@ -189,6 +193,7 @@ class _Shards:
 
     def save(self, done: bool = False) -> None:
         """Makes all that was added durable, and then says so."""
+        self._lock.confirm()
         for split, file in self._files.items():
             file.flush()
             os.fsync(file.fileno())

@@ -1,7 +1,7 @@
 """Preparing a small corpus: documents tokenised, split and concatenated in memory, into one file for each split.
 
     root/<key>/              train.bin, validation.bin, manifest.json, the tokenizer's files; the key hashes the content
-    root/<key>.lock          held while that folder is built; the system drops it however its holder dies
+    root/<key>.lock          held while that folder is built, with <key>.lock.<n>: see cwd.lock
     root/<key>*.tmp          what is being built; nothing when its lock is free, and then removed
     root/index-<hash>.json   the size and time of every source file at the last look, and the key they led to
 
@@ -34,6 +34,7 @@ from cwd.data.tokens import (
 )
 from cwd.errors import UserError
 from cwd.files import sync
+from cwd.lock import Busy, Lock
 
 OURS = re.compile(r"[0-9a-f]{16}(\.old|\.index)?\.tmp")  # the temporary names made here; others are not ours to touch
 BATCH_CHARACTERS = 2_000_000  # text tokenised at a time
@@ -74,7 +75,7 @@ def prepare(
     ids = loaded.fingerprint() if loaded else [tokenizer, vocab_size]  # what is trained follows from the text
     key = hash_of([FORMAT, division.fingerprint, validation_fraction, ids])[:16]
     make_root(root)
-    with locked(root / f"{key}.lock", progress):
+    with locked(root / f"{key}.lock", progress) as lock:
         data, damage = open_folder(root / key, key)
         if data is None:
             if damage:
@@ -86,6 +87,7 @@ def prepare(
             except OSError:  # a full disk: what is half made must not keep it full
                 _gone(work)
                 raise
+            lock.confirm()
             _publish(work, root / key)
             data, damage = open_folder(root / key, key)
             if data is None:  # a disk that loses data should say so here and not in a loss curve
@@ -192,9 +194,9 @@ def _sweep(root: Path) -> None:
         if not OURS.fullmatch(path.name):
             continue
         # A root that others own is theirs to clean, and no less good to read.
-        with suppress(OSError), locked(root / f"{path.name.split('.')[0]}.lock") as free:
-            if free:
-                _gone(path)
+        lock = Lock(root / f"{path.name.split('.')[0]}.lock", "data")
+        with suppress(OSError, Busy), lock.held(0.0):
+            _gone(path)
 
 
 def make_root(root: Path) -> None:

@@ -6,13 +6,13 @@ in the manifest. Rows are cut from the concatenation, so where one shard ends an
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ import numpy as np
 from cwd.data.corpora import SPLITS
 from cwd.data.tokenizers import Tokenizer, open_tokenizer
 from cwd.files import read_json, sha256_of, write_json
+from cwd.lock import Busy, Lock
 
 FORMAT = 1
 CHECKED = "checked.json"  # what the large files looked like when their checksums were last found right
@@ -182,17 +183,15 @@ def hash_of(value: Any) -> str:
 
 
 @contextmanager
-def locked(path: Path, progress: Callable[[str], None] | None = None) -> Iterator[bool]:
-    """Hold a lock file: waiting for it and saying so, or, without `progress`, yielding False at once when it is
-    taken.
+def locked(path: Path, progress: Callable[[str], None]) -> Iterator[Lock]:
+    """Holds a lock while data is prepared, waiting for it and saying so. Its `confirm` is asked before what others see
+    is written.
     """
-    with open(path, "ab") as handle:
+    lock = Lock(path, f"data: {path.with_suffix('')}")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress is None:
-                yield False
-                return
+            stack.enter_context(lock.held(0.0))
+        except Busy:
             progress("data: waiting for another process that prepares the same data")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield True
+            stack.enter_context(lock.held(math.inf))
+        yield lock

@@ -31,6 +31,7 @@ WORDS = (
 )
 PATIENCE = 1800.0  # seconds: the machine may be busy
 POLL = 0.3  # seconds
+MIDDLE = 40  # steps after which a run is in its middle
 STARTED: list[subprocess.Popen[bytes]] = []
 
 
@@ -65,6 +66,15 @@ def see(record: Record) -> Seen:
     started = record.folder / "environment.jsonl"
     starts = len(started.read_text().splitlines()) if started.is_file() else 0
     return Seen(record.status["state"], lines[-1]["step"] if lines else 0, starts)
+
+
+def middle(runs: Path) -> Record | None:
+    """A run that is in its middle."""
+    for record in all_records(runs):
+        seen = see(record)
+        if seen.state == "running" and seen.step > MIDDLE:
+            return record
+    return None
 
 
 def outcome(record: Record) -> dict[str, Any]:

@@ -1,20 +1,24 @@
-"""Faults on SLURM: a preemption, a requeue, a scancel, a driver and a job killed with -9, SIGUSR1, an edit."""
+"""Faults on SLURM: a preemption, a requeue, a scancel; a driver, a job, a node killed with -9; SIGUSR1, a time limit;
+an edit.
+"""
 
 from __future__ import annotations
 
+import getpass
+import math
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cwd.errors import UserError
-from cwd.faults.cluster import ask
-from cwd.faults.runs import CELLS, LONG, NOT_BEGUN, PATIENCE, Seen, look, name_of, outcomes, see, start_sweep, until
-from cwd.runs import Record, all_records
+from cwd.faults.cluster import Cluster, ask
+from cwd.faults.runs import CELLS, FOUR, LONG, Seen, look, middle, name_of, outcomes, start_sweep, until
+from cwd.faults.told import Told, tell
+from cwd.runs import Record
 from cwd.sweeping.submissions import read_submissions
 
 LAUNCHER = (
@@ -24,35 +28,9 @@ LAUNCHER = (
     "hydra.launcher.cpus_per_task=1",
     "hydra.launcher.timeout_min=60",
 )
-MIDDLE = 40  # steps after which a run is in the middle
 URGENT = ("sbatch", "--partition=urgent", "--ntasks=1", "--cpus-per-task=2", "--output=/dev/null", "--wrap")
+WARNING = 20  # seconds before the limit
 BRANCH = "        self.step += 1\n"  # what the edit changes, in cwd/training/trainer.py
-
-
-@dataclass
-class Told:
-    """What a fault did to each run, and what is not as it must be."""
-
-    title: str
-    before: dict[str, Seen]
-    after: dict[str, Seen]
-    end: dict[str, Seen]
-    same: dict[str, bool]  # metrics and weights are those of the undisturbed run, bit for bit
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def is_well(self) -> bool:
-        """Whether all runs are done, with the bits of the undisturbed ones."""
-        return bool(self.same) and set(self.end) == set(self.same) and all(self.same.values())
-
-    def __str__(self) -> str:
-        lines = [self.title]
-        for name, end in self.end.items():
-            before, after = self.before.get(name, NOT_BEGUN), self.after.get(name, NOT_BEGUN)
-            bits = "same bits as undisturbed" if self.same.get(name) else "NOT AS UNDISTURBED"
-            starts = f"started {end.starts} times" if end.starts != 1 else "started once"
-            lines.append(f"  {name:<16} {before!s:<22} -> {after!s:<24} -> {end}, {starts}, {bits}")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 class Rig:
@@ -61,11 +39,10 @@ class Rig:
     Args:
         folder: for data, runs and logs.
         code: the code that is run; one fault edits it.
-        found: variables with which SLURM's clients find the cluster.
     """
 
-    def __init__(self, folder: Path, code: Path, found: Mapping[str, str]) -> None:
-        self.folder, self.code, self.found = folder, code, dict(found)
+    def __init__(self, folder: Path, code: Path, cluster: Cluster) -> None:
+        self.folder, self.code, self.cluster = folder, code, cluster
         self.expected: dict[str, dict[str, Any]] = {}
 
     def undisturbed(self) -> Told:
@@ -80,53 +57,61 @@ class Rig:
             )
         return self.tell("nothing: the sweep left alone, which the others must equal", folder, {}, {})
 
-    def start(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, words: Sequence[str] = (), cells: Sequence[str] = FOUR) -> subprocess.Popen[bytes]:
         """The sweep of a fault."""
-        return start_sweep(self.code, self.folder / name, [*LAUNCHER, *words], self.found)
+        return start_sweep(self.code, self.folder / name, [*LAUNCHER, *words], self.cluster.variables, cells)
 
-    def disturb(self, name: str, title: str, strike: Callable[[Record, subprocess.Popen[bytes]], None]) -> Told:
+    def disturb(
+        self,
+        name: str,
+        title: str,
+        strike: Callable[[Record, subprocess.Popen[bytes]], None],
+        *,
+        starts: int = 2,
+        words: Sequence[str] = (),
+        cells: Sequence[str] = FOUR,
+        expected: dict[str, dict[str, Any]] | None = None,
+    ) -> Told:
         """Strikes when the first run is in its middle, and tells what came of it.
 
         Args:
             strike: gets that run and the driver; returns when the fault has shown.
+            starts: how often that run must then have been started.
+            words, cells: of the sweep. expected: the outcomes of its runs left alone; of the four, if not given.
         """
         folder = self.folder / name
-        driver = self.start(name)
-        victim = until(lambda: self.middle(folder), f"{name}: a run in its middle")
+        driver = self.start(name, words, cells)
+        victim = until(lambda: middle(folder / "runs"), f"{name}: a run in its middle")
         before = look(folder / "runs")
         strike(victim, driver)
         after = look(folder / "runs")
         until(lambda: not self.busy(), f"{name}: an empty queue")
         until(lambda: driver.poll() is not None, f"{name}: the driver to end")
-        told = self.tell(title, folder, before, after)
-        told.notes.insert(0, f"struck: {name_of(victim)}; the driver ended with {driver.returncode}")
+        told = tell(title, folder, before, after, self.expected if expected is None else expected)
+        told.notes.append(f"struck: {name_of(victim)}; the driver ended with {driver.returncode}")
+        if (found := told.end[name_of(victim)].starts) != starts:
+            told.missed = f"{name_of(victim)} was to be started {starts} times, and was {found} times"
         return told
 
-    def middle(self, folder: Path) -> Record | None:
-        """A run that is in its middle."""
-        for record in all_records(folder / "runs"):
-            seen = see(record)
-            if seen.state == "running" and seen.step > MIDDLE:
-                return record
-        return None
+    def tell(self, title: str, folder: Path, before: dict[str, Seen], after: dict[str, Seen]) -> Told:
+        """What has become of the runs in a folder, beside the undisturbed ones."""
+        return tell(title, folder, before, after, self.expected)
 
-    def tell(
-        self,
-        title: str,
-        folder: Path,
-        before: dict[str, Seen],
-        after: dict[str, Seen],
-        expected: dict[str, dict[str, Any]] | None = None,
-    ) -> Told:
-        """What has become of the runs in a folder, beside what was expected of them: the undisturbed, if not given."""
-        found = outcomes(folder / "runs")
-        wanted = self.expected if expected is None else expected
-        same = {name: found.get(name) == one for name, one in wanted.items()}
-        return Told(title, before, after, look(folder / "runs"), same)
+    def busy(self, *options: str) -> str:
+        """The queue, or what options of squeue choose of it; "" if there is none."""
+        return ask(["squeue", "--noheader", *options], self.cluster.variables)
 
-    def busy(self) -> str:
-        """The queue, "" if it is empty."""
-        return ask(["squeue", "--noheader"], self.found)
+    def clear(self) -> None:
+        """Ends all jobs."""
+        self.client("scancel", "--user", getpass.getuser())
+        until(lambda: not self.busy(), "an empty queue")
+
+    def seconds_of(self, job: str) -> int:
+        """How long a job has been running."""
+        seconds = 0
+        for part in self.busy(f"--jobs={job}", "--format=%M").split(":"):  # minutes:seconds
+            seconds = 60 * seconds + int(part)
+        return seconds
 
     def job_of(self, record: Record) -> str:
         """The SLURM job of a run, by the overrides that it was submitted with."""
@@ -136,7 +121,7 @@ class Rig:
 
     def client(self, *words: str) -> None:
         """A command of SLURM's."""
-        subprocess.run(words, env={**os.environ, **self.found}, check=True, capture_output=True)
+        subprocess.run(words, env={**os.environ, **self.cluster.variables}, check=True, capture_output=True)
 
 
 def preemption(rig: Rig) -> Told:
@@ -160,18 +145,22 @@ def requeue(rig: Rig) -> Told:
 
 
 def limit(rig: Rig) -> Told:
-    """The time limit: of a minute, for runs that take longer."""
-    alone, folder = rig.folder / "long", rig.folder / "limit"
-    driver = start_sweep(rig.code, alone, LAUNCHER, rig.found, LONG)
+    """The time limit, set to the next full minute when a run is in its middle, and taken back when it has struck."""
+    alone = rig.folder / "long"
+    driver = start_sweep(rig.code, alone, LAUNCHER, rig.cluster.variables, LONG)
     until(lambda: driver.poll() is not None, "the long runs left alone to end")
-    short = [word for word in LAUNCHER if "timeout" not in word]
-    words = [*short, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=20"]
-    driver = start_sweep(rig.code, folder, words, rig.found, LONG)
-    until(lambda: driver.poll() is not None, "the runs with a limit to end", 2 * PATIENCE)
-    told = rig.tell("a time limit of one minute", folder, {}, {}, outcomes(alone / "runs"))
-    if all(seen.starts < 2 for seen in told.end.values()):
-        told.notes.append("the runs were too short to meet the limit: nothing is shown")
-    return told
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        job = rig.job_of(victim)
+        minutes = math.ceil((rig.seconds_of(job) + WARNING + 5) / 60)
+        rig.client("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        until(lambda: not victim.is_locked(), "the run to meet its limit, save and end")
+        until(lambda: job in rig.busy("--states=PENDING", "--array", "--format=%i"), "the job to be queued again")
+        rig.client("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+    words = f"hydra.launcher.signal_delay_s={WARNING}"
+    title = "the time limit of a job, set when its run is in its middle"
+    return rig.disturb("limit", title, strike, words=[words], cells=LONG, expected=outcomes(alone / "runs"))
 
 
 def job_killed(rig: Rig) -> Told:
@@ -201,7 +190,18 @@ def driver_killed(rig: Rig) -> Told:
         driver.kill()
         driver.wait()
 
-    return rig.disturb("driver", "kill -9 of the submitting process", strike)
+    return rig.disturb("driver", "kill -9 of the submitting process", strike, starts=1)
+
+
+def node_lost(rig: Rig) -> Told:
+    """The node is gone with all that ran there, and comes back."""
+
+    def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
+        rig.cluster.lose_node()
+        until(lambda: not victim.is_locked() and not rig.busy("--states=RUNNING"), "the lost jobs to be queued again")
+        rig.cluster.start_node()
+
+    return rig.disturb("node", "the node is lost: kill -9 of slurmd and of all that it has started, State=DOWN", strike)
 
 
 def cancelled(rig: Rig) -> Told:
@@ -211,14 +211,14 @@ def cancelled(rig: Rig) -> Told:
         rig.client("scancel", rig.job_of(victim))
         until(lambda: not victim.is_locked(), "the cancelled run to save and end")
 
-    told = rig.disturb("scancel", "scancel of a job", strike)
+    told = rig.disturb("scancel", "scancel of a job", strike, starts=1)
     stopped = [name for name, seen in told.end.items() if seen.state == "interrupted"]
     driver = rig.start("scancel")
     until(lambda: driver.poll() is not None, "the sweep to end the second time")
     again = rig.tell(told.title, rig.folder / "scancel", told.before, told.after)
     was = ", ".join(f"{name} ({told.end[name]})" for name in stopped) or "NONE"
     again.notes = [*told.notes, f"stopped after it, not requeued: {was}; the same command again finished it"]
-    again.same = {name: same and bool(stopped) for name, same in again.same.items()}
+    again.missed = told.missed or ("" if len(stopped) == 1 else "one run was to stay stopped")
     return again
 
 
@@ -226,7 +226,7 @@ def edited(rig: Rig) -> Told:
     """The code and the configurations are edited while the jobs wait."""
     folder = rig.folder / "edited"
     rig.client(*URGENT, "sleep 1000")
-    until(lambda: "urgent" in ask(["squeue", "-h", "-t", "R", "-o", "%P"], rig.found), "the urgent job to start")
+    until(lambda: rig.busy("--states=RUNNING", "--partition=urgent"), "the urgent job to start")
     driver = rig.start("edited")
     until(lambda: read_submissions(folder / "runs"), "the jobs to be submitted")
     trainer, scale = rig.code / "cwd" / "training" / "trainer.py", rig.code / "configs" / "scale" / "smoke.yaml"
@@ -250,6 +250,7 @@ FAULTS = {
     "scancel": cancelled,
     "driver": driver_killed,
     "job": job_killed,
+    "node": node_lost,
     "usr1": user_signal,
     "edit": edited,
     "limit": limit,

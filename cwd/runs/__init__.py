@@ -2,8 +2,7 @@
 environment.py.
 """
 
-from cwd.runs.lock import RunBusy, RunLost
 from cwd.runs.metrics import MetricsLog, read_metrics
 from cwd.runs.record import Record, all_records, run_key
 
-__all__ = ["MetricsLog", "Record", "RunBusy", "RunLost", "all_records", "read_metrics", "run_key"]
+__all__ = ["MetricsLog", "Record", "all_records", "read_metrics", "run_key"]

@@ -4,7 +4,7 @@ config.json         the key, the resolved configuration and the data's fingerpri
 environment.jsonl   a line for each start: versions, commit, machine
 metrics.jsonl       see cwd.runs.metrics
 status.json         state, step, who works on it
-lock, lock.<n>      who may write here; see cwd.runs.lock
+lock, lock.<n>      who may write here; see cwd.lock
 summary.json        the result; only a finished run has one
 checkpoints/        while it is not finished
 model/              the final weights, and the tokenizer
@@ -26,12 +26,13 @@ from typing import Any
 
 from cwd.errors import UserError
 from cwd.files import as_json, overwrite, read_json, write_json
-from cwd.runs.lock import Lock, is_locked
+from cwd.lock import Lock, is_locked
 
 FORMAT = 1  # raised when the same configuration comes to mean other numbers
 KEY_LENGTH = 16
 STATES = ("running", "interrupted", "done", "diverged", "failed")
 FINISHED = ("done", "diverged")
+LOCK = "lock"
 PATIENCE = 1.0  # seconds that a starter waits for the lock, which a reader holds for an instant
 
 
@@ -154,11 +155,11 @@ class Record:
             patience: seconds to wait for another process; PATIENCE if not given.
 
         Raises:
-            RunBusy: another process holds it.
+            Busy: another process holds it.
             UserError: the folder cannot be written.
         """
         with contextlib.ExitStack() as stack:
-            lock = Lock(self.folder)
+            lock = Lock(self.folder / LOCK, f"run {self.key}")
             try:
                 stack.enter_context(lock.held(PATIENCE if patience is None else patience))
             except OSError as error:
@@ -168,7 +169,7 @@ class Record:
             yield
 
     def confirm(self) -> None:
-        """Before what is shared is written: raises RunLost if another process has taken the run over, and
+        """Before what is shared is written: raises Lost if another process has taken the run over, and
         FileNotFoundError if the folder is gone. Whoever never took the lock is not asked.
         """
         if self._lock is not None:
@@ -176,7 +177,7 @@ class Record:
 
     def is_locked(self) -> bool:
         """Whether some process holds the run now. Readers do not see each other."""
-        return is_locked(self.folder)
+        return is_locked(self.folder / LOCK)
 
 
 def all_records(root: Path) -> list[Record]:

@@ -15,6 +15,7 @@ from cwd.evidence.study import State
 from cwd.naming import row_name
 from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs
 from cwd.runs import Record, read_metrics
+from cwd.runs.attempts import early_failures
 from cwd.sweeping.submissions import Submission, current_queue, jobs_of_cells, live_submissions
 from cwd.sweeps import cell_file
 from cwd.training.progress import duration
@@ -55,20 +56,27 @@ def runs_of(states: Sequence[State]) -> list[tuple[dict[str, Any], Cell]]:
 
 def standings(states: Sequence[State], runs: Path) -> list[Standing]:
     """Every run of :func:`runs_of` as it stands now."""
-    jobs = jobs_of_cells(runs)
+    jobs, early = jobs_of_cells(runs), early_failures(runs)
     waited = any(one.scheduler == "session" for one in live_submissions(runs))
     forecaster = Forecaster(past_runs(runs, ""), ladder_seconds(states))
     found = []
     for config, cell in runs_of(states):
-        job = jobs.get(cell_file(config)[0]) if jobs else None
-        found.append(_standing(config, cell, job, waited, forecaster))
+        name = cell_file(config)[0] if jobs or early else ""
+        found.append(_standing(config, cell, jobs.get(name), early.get(name), waited, forecaster))
     return found
 
 
 def _standing(
-    config: dict[str, Any], cell: Cell, job: tuple[str, str] | None, waited: bool, forecaster: Forecaster
+    config: dict[str, Any],
+    cell: Cell,
+    job: tuple[str, str] | None,
+    early: tuple[str, Path] | None,
+    waited: bool,
+    forecaster: Forecaster,
 ) -> Standing:
-    """One run. `job` is the last that was given it, with its log; `waited`: whether a session will come to it."""
+    """One run. `job` is the last that was given it, with its log; `early`: how its last start failed, if it did before
+    there was a record; `waited`: whether a session will come to it.
+    """
     record, state = cell.record, cell.state
     if state in ("done", "diverged"):
         return Standing(config, state, record, note=str(record.status.get("message", "")) if record else "")
@@ -88,6 +96,8 @@ def _standing(
         return stands("queued", f"job {job[0]} {queued}")
     if record and state == "failed":
         return stands("failed", f"{record.status.get('message', '')}  {record.folder}")
+    if early:
+        return stands("failed", f"{early[0]}  {early[1]}")
     if waited:
         return stands("queued")
     if job and queue is None:

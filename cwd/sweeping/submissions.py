@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 
 from cwd.files import read_json, write_json
+from cwd.runs.attempts import cell_in
 from cwd.runs.record import now
 from cwd.sweeping.slurm import queue
 
 FOLDER = ".sweeps"
-CELL = "experiment="
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,4 @@ def jobs_of_cells(runs: Path) -> dict[str, tuple[str, str]]:
 
 def cell_of(overrides: list[str]) -> str:
     """What the overrides of a job run: the name of its file, or the overrides as they are."""
-    for word in overrides:
-        if word.startswith(CELL):
-            return word.removeprefix(CELL)
-    return " ".join(overrides)
+    return cell_in(overrides) or " ".join(overrides)

@@ -14,6 +14,7 @@ from pathlib import Path
 from cwd.errors import UserError
 from cwd.evidence.study import State, all_missing
 from cwd.planning.forecast import Forecaster, ladder_seconds, past_runs, total
+from cwd.runs.attempts import early_failures
 from cwd.sweeping.frozen import environment, freeze
 from cwd.sweeping.slurm import queue
 from cwd.sweeping.standing import runs_of
@@ -75,6 +76,7 @@ class Sweep:
         """
         names = write_cells([config for config, _ in all_missing(states)], self._cells)
         failed = {cell_file(config)[0] for config, cell in runs_of(states) if cell.state == "failed"}
+        failed.update(early_failures(self.runs))
         return [name for name in names if self.retry or name not in failed]
 
     @property

@@ -131,7 +131,7 @@ def run_check(
         settings: values in the place of those at full size; it is then another run.
 
     Raises:
-        UserError: an unknown name or setting, a folder that cannot be written, or another process is at it (RunBusy).
+        UserError: an unknown name or setting, a folder that cannot be written, or another process is at it (Busy).
     """
     identity = check_identity(name, settings)
     record = Record.create(Path(root), identity, NO_DATA, identity)

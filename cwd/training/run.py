@@ -16,8 +16,10 @@ from cwd import schema
 from cwd.config import identity
 from cwd.errors import UserError
 from cwd.files import disk_fault
+from cwd.lock import Lost
 from cwd.naming import row_name
-from cwd.runs import Record, RunLost, run_key
+from cwd.runs import Record, run_key
+from cwd.runs.attempts import noted
 from cwd.runs.record import FINISHED
 from cwd.training.processes import Processes, join
 from cwd.training.progress import Progress, duration
@@ -43,16 +45,20 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
         wait: wait for another process that works on the run, as one of two sweeps that share it must.
 
     Raises:
-        UserError: something the user gave does not work, or another process holds the run (RunBusy).
+        UserError: something the user gave does not work, or another process holds the run (Busy).
         Interrupted: a signal came; the run is saved and goes on when it is asked for again.
     """
     if config.machine.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(config.machine.threads))
-    processes = join(config.machine)
+    runs = Path(config.machine.runs)
+    with noted(runs, overrides):
+        processes = join(config.machine)
     kind = Progress.resolve(config.machine.progress) if processes.main else "none"
     progress = Progress(kind, config.training.steps, "tokens" if _is_text(config) else "images")
     try:
-        result, found = _find_or_train(config, wait, progress, processes)
+        with noted(runs, overrides):
+            data, record = _find(config, progress, processes)
+        result, found = _finish(config, data, record, wait, progress, processes)
     except BaseException as error:
         processes.end(None if isinstance(error, SystemExit) else error)
         raise
@@ -62,8 +68,8 @@ def run(config: schema.Config, overrides: Sequence[str] = (), wait: bool = False
     return result
 
 
-def _find_or_train(config: schema.Config, wait: bool, progress: Progress, processes: Processes) -> tuple[Result, bool]:
-    """The result, and whether it was there already."""
+def _find(config: schema.Config, progress: Progress, processes: Processes) -> tuple[Any, Record]:
+    """The data and the record, on whose configuration all processes agree."""
     everything = dataclasses.asdict(config)
     processes.begin(progress.warn)
     processes.agree(everything)
@@ -75,6 +81,13 @@ def _find_or_train(config: schema.Config, wait: bool, progress: Progress, proces
         if (record.folder / "config.json").exists() and not record.description:
             progress.warn(f"{record.folder / 'config.json'}: damaged, written anew")
         Record.create(root, own, description, everything)
+    return data, record
+
+
+def _finish(
+    config: schema.Config, data: Any, record: Record, wait: bool, progress: Progress, processes: Processes
+) -> tuple[Result, bool]:
+    """The result, and whether it was there already."""
     with _held(record, WAIT if wait else None, processes) as state:
         if state in FINISHED:
             if processes.main:  # a kill after the result may have left them
@@ -105,7 +118,7 @@ def _train(config: schema.Config, data: Any, record: Record, progress: Progress,
 
     def note(message: str, **more: str) -> None:
         if processes.main:
-            with suppress(OSError, RunLost):  # the disk may be what failed, and the run another's by now
+            with suppress(OSError, Lost):  # the disk may be what failed, and the run another's by now
                 record.set_status("failed", record.status["step"], message=message, **more)
 
     def lose(message: str) -> None:

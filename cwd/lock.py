@@ -1,19 +1,21 @@
-"""Who works on a run: a lock that holds between machines too, and is taken over when its owner is dead.
+"""Who works on a run, or prepares data: a lock that holds between machines too, and is taken over when its owner is
+dead.
 
-lock        under flock, which the operating system lets go of however a process ends. On some network file systems it
-            does not reach the other machines.
-lock.<n>    the n-th owner: host, process, a token. The file's modification time is its heartbeat, every BEAT seconds;
-            1970 says that it has let go.
+<lock>        under flock, which the operating system lets go of however a process ends. On some network file systems it
+              does not reach the other machines.
+<lock>.<n>    the n-th owner: host, process, a token. The file's modification time is its heartbeat, every BEAT seconds;
+              1970 says that it has let go.
 
-The newest owner holds the run. Its successor is whoever creates the next file, which the file system lets one process
+The newest owner holds the lock. Its successor is whoever creates the next file, which the file system lets one process
 do; numbers never come twice. Machines' clocks are not compared: a beat's age is that of the file beside one that is
-touched now, both by the file server's clock. An owner that was stopped for longer than SILENCE, and has lost the run
+touched now, both by the file server's clock. An owner that was stopped for longer than SILENCE, and has lost the lock
 meanwhile, is told so by :meth:`Lock.confirm`, before it writes again.
 """
 
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -35,17 +37,17 @@ _HELD: set[str] = set()  # the tokens of this process: it may live on when it co
 POLLS = (0.02, 1.0)  # seconds between two looks at a lock that is waited for, at first and in the end
 
 
-class RunBusy(UserError):
-    """Another process is working on the run."""
+class Busy(UserError):
+    """Another process holds the lock."""
 
 
-class RunLost(UserError):
-    """Another process has taken the run over, as this one was silent for too long."""
+class Lost(UserError):
+    """Another process has taken the lock over, as this one was silent for too long."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """What the newest lock.<n> says; ``about`` is {} while it is being written."""
+    """What the newest <lock>.<n> says; ``about`` is {} while it is being written."""
 
     path: Path
     number: int
@@ -62,26 +64,31 @@ class Owner:
 
 
 class Lock:
-    """The lock of a run's folder, for one process at a time."""
+    """A lock, for one process at a time.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        path: the lock file.
+        what: what it protects, as a message begins: "run 3f2a".
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what = path, what
         self._own: Path | None = None
         self._token = secrets.token_hex(8)
         self._let_go = threading.Event()
 
     @contextmanager
     def held(self, patience: float) -> Iterator[None]:
-        """Holds the run for this process.
+        """Holds the lock for this process.
 
         Args:
             patience: seconds to wait for another process.
 
         Raises:
-            RunBusy: another process holds it.
-            OSError: the folder cannot be written.
+            Busy: another process holds it.
+            OSError: the folder of the lock cannot be written.
         """
-        with open(self.folder / "lock", "a") as file:
+        with open(self.path, "a") as file:
             self._wait(file, time.monotonic() + patience)
             self._let_go.clear()
             heart = threading.Thread(target=self._beat, daemon=True)
@@ -95,10 +102,10 @@ class Lock:
                 _HELD.discard(self._token)
 
     def confirm(self) -> None:
-        """Nothing, if this process still holds the run.
+        """Nothing, if this process still holds the lock.
 
         Raises:
-            RunLost: another one does.
+            Lost: another one does.
             FileNotFoundError: the folder is gone, and its disk perhaps with it.
         """
         assert self._own is not None, "not held"
@@ -106,29 +113,29 @@ class Lock:
             mine = json.loads(self._own.read_text())["token"] == self._token
         except (FileNotFoundError, ValueError, KeyError):
             mine = False
-        if mine and not _numbered(self.folder, _number(self._own) + 1).exists():
+        if mine and not _numbered(self.path, _number(self._own) + 1).exists():
             return
-        if not self.folder.is_dir():
-            raise FileNotFoundError(2, "No such file or directory", str(self.folder))
-        raise RunLost(
-            f"run {self.folder.name}: {newest_owner(self.folder) or 'somebody'} has taken it over, as this process was "
-            f"silent for {SILENCE:.0f} s; nothing more is written here"
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(2, "No such file or directory", str(self.path.parent))
+        raise Lost(
+            f"{self.what}: {newest_owner(self.path) or 'somebody'} has taken it over, as this process was silent for "
+            f"{SILENCE:.0f} s; nothing more is written here"
         )
 
     def _wait(self, file: IO[str], until: float) -> None:
         pause, most = POLLS
         while (busy := self._take(file)) is not None:
             if time.monotonic() > until:
-                raise RunBusy(f"run {self.folder.name}: {busy} is working on it; wait for it, or end it")
+                raise Busy(f"{self.what}: {busy} is working on it; wait for it, or end it")
             time.sleep(pause)
             pause = min(pause * 1.5, most)
 
     def _take(self, file: IO[str]) -> str | None:
-        """Takes the run, or says who has it."""
+        """Takes the lock, or says who has it."""
         refused = not _flock(file, fcntl.LOCK_EX)
-        owner = newest_owner(self.folder)
-        if _is_vacant(self.folder, owner, refused):
-            own = _numbered(self.folder, owner.number + 1 if owner else 1)
+        owner = newest_owner(self.path)
+        if _is_vacant(self.path, owner, refused):
+            own = _numbered(self.path, owner.number + 1 if owner else 1)
             if self._create(own):
                 return None
         _flock(file, fcntl.LOCK_UN)
@@ -136,7 +143,7 @@ class Lock:
             return "another process"
         if owner.here:
             return str(owner)
-        age = _now(self.folder) - owner.beat
+        age = _now(self.path.parent) - owner.beat
         return f"{owner} (last heard of {max(age, 0):.0f} s ago, dead after {SILENCE:.0f} s)"
 
     def _create(self, own: Path) -> bool:
@@ -150,11 +157,11 @@ class Lock:
         except OSError:  # a full disk
             own.unlink(missing_ok=True)
             raise
-        found = newest_owner(self.folder)
+        found = newest_owner(self.path)
         if found is None or found.path != own:  # others came and went while this process slept
             own.unlink(missing_ok=True)
             return False
-        for path in self.folder.glob("lock.*"):
+        for path in _owners(self.path):
             if _number(path) < found.number:
                 path.unlink(missing_ok=True)
         self._own = own
@@ -168,28 +175,28 @@ class Lock:
                     os.utime(self._own)
 
     def _free(self) -> None:
-        """Lets go, if the run is still its own. Needs no room on the disk."""
-        with suppress(OSError, RunLost):
+        """Lets go, if the lock is still its own. Needs no room on the disk."""
+        with suppress(OSError, Lost):
             self.confirm()
             assert self._own is not None
             os.utime(self._own, (0, 0))
         self._own = None
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether some process holds the run now. Readers do not see each other, and write nothing that stays."""
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock now. Readers do not see each other, and write nothing that stays."""
     try:
-        with open(folder / "lock") as file:
+        with open(path) as file:
             refused = not _flock(file, fcntl.LOCK_SH)
     except OSError:  # no lock file: nobody ever worked here
         return False
-    return not _is_vacant(folder, newest_owner(folder), refused)
+    return not _is_vacant(path, newest_owner(path), refused)
 
 
-def newest_owner(folder: Path) -> Owner | None:
-    """The last process that took the run, whether or not it still has it; None if there was none."""
+def newest_owner(path: Path) -> Owner | None:
+    """The last process that took the lock, whether or not it still has it; None if there was none."""
     while True:
-        found = max(folder.glob("lock.*"), key=_number, default=None)
+        found = max(_owners(path), key=_number, default=None)
         if found is None or _number(found) < 1:
             return None
         try:
@@ -203,13 +210,13 @@ def newest_owner(folder: Path) -> Owner | None:
         return Owner(found, _number(found), beat, about if isinstance(about, dict) and "pid" in about else {})
 
 
-def _is_vacant(folder: Path, owner: Owner | None, refused: bool) -> bool:
-    """Whether the run may be taken; `refused`: flock says that it is held."""
+def _is_vacant(path: Path, owner: Owner | None, refused: bool) -> bool:
+    """Whether the lock may be taken; `refused`: flock says that it is held."""
     if owner is None or owner.beat == 0:
         return not refused
     if owner.here and (refused or not _lives(owner)):
         return not refused  # flock is right between processes of one machine
-    return _now(folder) - owner.beat > SILENCE  # of another machine: flock may not reach it, or may outlive it
+    return _now(path.parent) - owner.beat > SILENCE  # of another machine: flock may not reach it, or may outlive it
 
 
 def _lives(owner: Owner) -> bool:
@@ -253,12 +260,16 @@ def _now(folder: Path) -> float:
         return time.time()
 
 
-def _numbered(folder: Path, number: int) -> Path:
-    return folder / f"lock.{number}"
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _owners(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f"{glob.escape(path.name)}.*")
 
 
 def _number(path: Path) -> int:
-    number = path.name.removeprefix("lock.")
+    number = path.name.rpartition(".")[2]
     return int(number) if number.isdecimal() else 0
 
 
