@@ -19,7 +19,7 @@ from cwd.evidence.export import export_records
 from cwd.evidence.render import terminal, to_terminal, write_all
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study
-from cwd.sweeping.standing import lines_of, standings, tell_submissions, waiting_lines
+from cwd.sweeping.standing import Watch, lines_of, tell_submissions, waiting_lines
 from cwd.sweeping.submissions import live_submissions
 from cwd.sweeping.sweep import Submitted, Sweep, start_session, tell_plan
 
@@ -101,7 +101,7 @@ def run(names: Sequence[str], arguments: argparse.Namespace, detached: bool) -> 
 def tell_status(names: Sequence[str], arguments: argparse.Namespace) -> None:
     """How far the artifacts are."""
     states = states_of(names, arguments)
-    lines = [*lines_of(standings(states, arguments.runs)), *waiting_lines(states)]
+    lines = [*lines_of(Watch(states, arguments.runs).now()), *waiting_lines(states)]
     print("\n".join([*lines, *tell_submissions(live_submissions(arguments.runs))]))
 
 
@@ -121,7 +121,7 @@ def how_to_ask(arguments: argparse.Namespace) -> str:
 
 def tell_failed(states: Sequence[State], arguments: argparse.Namespace) -> int:
     """A line on stderr for each run that failed or was stopped; the exit status."""
-    found = [one for one in standings(states, arguments.runs) if one.state in ("failed", "stopped", "to do")]
+    found = [one for one in Watch(states, arguments.runs).now() if one.state in ("failed", "stopped", "to do")]
     for one in found:
         print(f"{one.state}: {one.label}  step {one.step}  {one.note}".rstrip(), file=sys.stderr)
     if any(one.state == "failed" for one in found):

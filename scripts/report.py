@@ -21,7 +21,7 @@ from cwd.evidence.render import terminal, to_terminal, write_all
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import State, Study
 from cwd.files import write_atomically
-from cwd.planning.progress import Progress
+from cwd.sweeping.progress import Progress
 
 PORT = 8000
 

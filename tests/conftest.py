@@ -9,7 +9,7 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import pytest
 from cwd.config import NOT_IDENTITY, Config
 from cwd.runs import Record
 from cwd.sweeps import compose_config
+from tests.browser_helpers import launched
 from tests.data_helpers import TEXTS
 from tests.report_helpers import Report, make_report
 
@@ -71,6 +72,20 @@ def train_py(
 def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files need not survive a power cut: hundreds of records are written in a moment."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser."""
+    yield from launched()
+
+
+@pytest.fixture(scope="module")
+def report_file(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report page as a file."""
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(report.html)
+    return path
 
 
 @pytest.fixture(scope="session")

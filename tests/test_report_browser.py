@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +10,15 @@ import pytest
 
 from cwd.evidence.artifact_files import artifact_names
 from cwd.evidence.page.serve import make_server
+from tests.browser_helpers import BACKGROUND, DESK, NEEDS_BROWSER, PHONE, Opened, until, visible_claims
 from tests.report_helpers import HOSTILE, Report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install '.[dev]'")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="no browser: chromium, chromium-browser or google-chrome on the PATH"),
-    pytest.mark.timeout(900),
-]
-PATIENCE = 120_000  # milliseconds, for a machine that does other things
-PHONE = {"width": 390, "height": 844}
-DESK = {"width": 1280, "height": 900}
+pytestmark = NEEDS_BROWSER
 OPENING = 2.0  # seconds of the page's own main thread
-BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as tools:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        found = tools.chromium.launch(executable_path=BROWSER, args=arguments, timeout=PATIENCE)
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module")
-def file(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report.html)
-    return path
-
-
-class Opened:
-    """A page that is open without a network, and everything it complained about or asked for."""
-
-    def __init__(self, browser: Any, address: str, offline: bool = True, **options: Any) -> None:
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        context = browser.new_context(**{"viewport": DESK, "reduced_motion": "reduce", **options})
-        context.set_default_timeout(PATIENCE)
-        context.set_offline(offline)
-        self.page = context.new_page()
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "console",
-            lambda line: self.complaints.append(line.text) if line.type in ("error", "warning") else None,
-        )
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address, wait_until="load")
-
-    def __enter__(self) -> Opened:
-        return self
-
-    def __exit__(self, *unused: Any) -> None:
-        self.page.context.close()
-
-    def chart(self, section: str) -> Any:
-        """The section's first chart, drawn."""
-        box = self.page.locator(f"#{section} .chart").first
-        box.scroll_into_view_if_needed()
-        plot = box.locator(".nsewdrag").first
-        plot.wait_for(state="attached")
-        plot.scroll_into_view_if_needed()
-        return plot
-
-
-def until(page: Any, expression: str) -> None:
-    """Waits until it holds. Playwright's own wait evaluates text inside the page, which the page forbids."""
-    give_up = time.monotonic() + PATIENCE / 1000
-    while not page.evaluate(expression):
-        assert time.monotonic() < give_up, expression
-        page.wait_for_timeout(50)
-
-
-def visible_claims(page: Any) -> list[str]:
-    return page.evaluate("[...document.getElementById('claims').tBodies].filter(b => !b.hidden).map(b => b.id)")
-
-
-def test_it_opens_offline_in_two_seconds_and_complains_of_nothing(browser: Any, file: Path) -> None:
-    with Opened(browser, file.as_uri()) as opened:
+def test_it_opens_offline_in_two_seconds_and_complains_of_nothing(browser: Any, report_file: Path) -> None:
+    with Opened(browser, report_file.as_uri()) as opened:
         session = opened.page.context.new_cdp_session(opened.page)
         session.send("Performance.enable")
         opened.page.reload(wait_until="load")
@@ -104,8 +30,8 @@ def test_it_opens_offline_in_two_seconds_and_complains_of_nothing(browser: Any, 
         assert opened.complaints == []
 
 
-def test_every_artifact_can_be_reached_and_every_chart_is_drawn(browser: Any, file: Path) -> None:
-    with Opened(browser, file.as_uri()) as opened:
+def test_every_artifact_can_be_reached_and_every_chart_is_drawn(browser: Any, report_file: Path) -> None:
+    with Opened(browser, report_file.as_uri()) as opened:
         page = opened.page
         for name in artifact_names():
             page.locator(f'nav a[href="#laptop-{name}"]').click()
@@ -121,8 +47,8 @@ def test_every_artifact_can_be_reached_and_every_chart_is_drawn(browser: Any, fi
         assert page.evaluate("document.querySelectorAll('script').length") == 4  # three, and the library once started
 
 
-def test_the_ledger_is_sorted_and_filtered_by_the_keyboard_too(browser: Any, file: Path) -> None:
-    with Opened(browser, file.as_uri()) as opened:
+def test_the_ledger_is_sorted_and_filtered_by_the_keyboard_too(browser: Any, report_file: Path) -> None:
+    with Opened(browser, report_file.as_uri()) as opened:
         page = opened.page
         whole = visible_claims(page)
         button = page.locator("#claims th[data-sort=measured] button")
@@ -154,8 +80,8 @@ def test_the_ledger_is_sorted_and_filtered_by_the_keyboard_too(browser: Any, fil
         assert opened.complaints == []
 
 
-def test_a_chart_answers_the_pointer_and_hides_a_line(browser: Any, file: Path) -> None:
-    with Opened(browser, file.as_uri()) as opened:
+def test_a_chart_answers_the_pointer_and_hides_a_line(browser: Any, report_file: Path) -> None:
+    with Opened(browser, report_file.as_uri()) as opened:
         plot = opened.chart("laptop-figure9")
         box = plot.bounding_box()
         page, (x, y) = opened.page, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -182,8 +108,8 @@ def test_a_chart_answers_the_pointer_and_hides_a_line(browser: Any, file: Path) 
         assert opened.complaints == []
 
 
-def test_a_runs_address_opens_it_and_its_text_runs_nothing(browser: Any, file: Path, report: Report) -> None:
-    with Opened(browser, f"{file.as_uri()}#run-{report.diverged}") as opened:
+def test_a_runs_address_opens_it_and_its_text_runs_nothing(browser: Any, report_file: Path, report: Report) -> None:
+    with Opened(browser, f"{report_file.as_uri()}#run-{report.diverged}") as opened:
         page = opened.page
         page.locator("#run[open]").wait_for()
         assert page.locator("#run .mark").text_content() == HOSTILE
@@ -202,8 +128,8 @@ def test_a_runs_address_opens_it_and_its_text_runs_nothing(browser: Any, file: P
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_both_themes_and_a_phones_width(browser: Any, file: Path, theme: str) -> None:
-    with Opened(browser, file.as_uri(), viewport=PHONE, color_scheme=theme) as opened:
+def test_both_themes_and_a_phones_width(browser: Any, report_file: Path, theme: str) -> None:
+    with Opened(browser, report_file.as_uri(), viewport=PHONE, color_scheme=theme) as opened:
         page = opened.page
         dark = page.evaluate(BACKGROUND) == "rgb(20, 23, 26)"
         assert dark == (theme == "dark")
@@ -225,13 +151,13 @@ def test_both_themes_and_a_phones_width(browser: Any, file: Path, theme: str) ->
 def test_served_it_follows_a_sweep(browser: Any, report: Report) -> None:
     run = {
         "key": "ab" * 8, "label": HOSTILE, "arm": "cautious", "optimizer": "lion", "state": "running", "step": 50,
-        "steps": 330, "loss": 2.5, "message": None, "traceback": None, "curves": {"train_loss": [[10, 50], [3.0, 2.5]]},
+        "steps": 330, "loss": 2.5, "note": "alive 2 s ago", "traceback": None,
+        "curves": {"train_loss": [[10, 50], [3.0, 2.5]]},
     }  # fmt: skip
-    failed = {**run, "key": "cd" * 8, "state": "failed", "message": "no memory", "traceback": HOSTILE, "curves": {}}
+    failed = {**run, "key": "cd" * 8, "state": "failed", "note": "no memory", "traceback": HOSTILE, "curves": {}}
     now = {
-        "wanted": 18, "waiting": 0, "finished": 4, "changed": False, "counts": {"done": 4, "running": 1, "missing": 13},
-        "running": 1, "work_left": 600.0, "seconds_left": 600.0, "source": "runs like them", "unknown": 0,
-        "runs": [run, failed],
+        "wanted": 18, "finished": 4, "worked": 4.15, "changed": False, "counts": "18 runs: 4 done, 1 running, 13 to do",
+        "notes": ["time left: about 10 min 00 s"], "runs": [run, failed], "unlisted": 0,
     }  # fmt: skip
     server = make_server(lambda: report.html, lambda: now, 0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
@@ -239,13 +165,19 @@ def test_served_it_follows_a_sweep(browser: Any, report: Report) -> None:
     try:
         with Opened(browser, f"http://127.0.0.1:{server.server_port}/", offline=False) as opened:
             page = opened.page
-            until(page, "document.getElementById('live-text').textContent.startsWith('4 of 18 runs')")
-            assert "About 10 min left with 1 at a time" in page.locator("#live-text").text_content()
+            until(page, "document.getElementById('live-text').textContent.startsWith('18 runs: 4 done')")
+            assert "about 10 min" in page.locator("#live-notes").text_content()
+            assert page.evaluate("document.getElementById('live-bar').position") == pytest.approx(4.15 / 18)
             page.locator("#live-curves .main-svg").first.wait_for(state="attached")
             assert "no memory" in page.locator("#live-runs").text_content()
             assert HOSTILE in page.locator("#live-runs pre").text_content()
-            now.update(finished=5)
-            until(page, "document.getElementById('live-text').textContent.startsWith('5 of 18 runs')")
+            page.locator("#live-runs summary").click()
+            now.update(counts="18 runs: 5 done, 1 running, 12 to do", changed=True, runs=[{**run, "step": 60}, failed])
+            until(page, "document.getElementById('live-text').textContent.startsWith('18 runs: 5 done')")
+            assert page.locator("#live-runs tbody tr").count() == 2
+            assert "60 of 330" in page.locator("#live-runs").text_content()
+            assert page.locator("#live-runs details[open]").count() == 1  # what was opened stays
+            assert page.locator("#live-again").is_visible()
             assert page.evaluate("window.hacked") is None
             assert opened.complaints == []
     finally:

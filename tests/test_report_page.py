@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import http.client
+import itertools
 import json
 import threading
 import tomllib
@@ -14,19 +15,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cwd.errors import UserError
 from cwd.evidence.artifact_files import artifact_names
 from cwd.evidence.document import Document, Table
+from cwd.evidence.page.charts import simplified
 from cwd.evidence.page.page import embedded, report_page
 from cwd.evidence.page.runs import POINTS, thin
 from cwd.evidence.page.serve import make_server
 from cwd.evidence.report import document, ledger
 from cwd.evidence.study import Study
 from cwd.planning.forecast import BETWEEN
-from cwd.planning.progress import Progress
 from cwd.runs import Record
+from cwd.sweeping.progress import Progress
+from cwd.training.progress import duration
 from tests.conftest import ROOT
 from tests.evidence_helpers import paired_losses, words, write_record
 from tests.report_helpers import HOSTILE, Node, Report, parse
@@ -127,9 +131,27 @@ def test_the_charts_draw_the_documents_series(report: Report, data: dict[str, An
     for panel, one in zip(chart["panels"], drawn, strict=True):
         for line, series in zip(panel["lines"], one.series, strict=True):
             assert line["label"] == series.label
-            assert [line[name] for name in ("x", "y", "low", "high")] == [
-                None if values is None else list(values) for values in (series.x, series.y, series.low, series.high)
-            ]
+            for column in ("x", "y", "low", "high"):
+                values = getattr(series, column)
+                assert line[column] == (None if values is None else pytest.approx(list(values), rel=5e-6))
+
+
+def test_a_path_is_drawn_with_few_of_its_points_and_none_lies_off_the_line() -> None:
+    """A spiral with straight pieces; distances to the line by sampling it finely."""
+    turns = np.linspace(0, 6 * np.pi, 600)
+    spiral = np.exp(-0.1 * turns)[:, None] * np.stack([np.cos(turns), np.sin(turns)], 1)
+    straight = np.linspace([4.0, -1.0], spiral[0], 200)
+    path = [(float(x), float(y)) for x, y in np.concatenate([straight, spiral[1:]])]
+    tolerance = 0.01
+    kept = simplified(path, tolerance)
+    assert kept == [point for point in path if point in set(kept)]  # in order, and nothing invented
+    assert (kept[0], kept[-1]) == (path[0], path[-1])
+    assert len(kept) < len(path) / 8
+    line = np.concatenate([np.linspace(a, b, 400) for a, b in itertools.pairwise(kept)])
+    off = [np.hypot(*(line - point).T).min() for point in path]
+    assert max(off) < tolerance * 1.05
+    assert len(simplified(path, 0.1)) < len(kept) < len(simplified(path, 0.001))
+    assert simplified(path[:1], tolerance) == path[:1]
 
 
 def test_the_differences_are_the_findings_seed_by_seed(report: Report, data: dict[str, Any]) -> None:
@@ -306,7 +328,9 @@ def test_the_server_answers_two_addresses_to_this_machine_and_nothing_else() -> 
 
 @pytest.mark.usefixtures("fast_disk")
 def test_progress_has_every_wanted_run_and_what_is_left(tmp_path: Path) -> None:
-    """Two of 18 runs are done, one is half way, one failed; no earlier run says how long they take, the ladder does."""
+    """Two of 18 runs are done, one is half way, one failed, which is not waited for: it runs again only when asked. No
+    earlier run says how long they take, the ladder does.
+    """
     runs = tmp_path / "runs"
     state = Study("laptop", runs, 3).state("demo")
     point = state.points[0]
@@ -324,17 +348,19 @@ def test_progress_has_every_wanted_run_and_what_is_left(tmp_path: Path) -> None:
     progress = Progress([Study("laptop", runs, 3).state("demo")], runs)
     with going.lock():
         found = progress.snapshot()
-    assert found["counts"] == {"done": 2, "running": 1, "failed": 1, "missing": 14}
-    assert (found["wanted"], found["finished"], found["running"], found["changed"]) == (18, 2, 1, False)
+    assert found["counts"] == "18 runs: 2 done, 1 running, 1 failed, 14 to do"
+    assert (found["wanted"], found["finished"], found["worked"], found["changed"]) == (18, 2, 3.0, False)
     assert point.core_seconds is not None
-    left = point.core_seconds * (14 + 0.5 + 0.5) + 16 * BETWEEN
-    assert found["work_left"] == pytest.approx(left)
-    assert found["seconds_left"] == pytest.approx(left)  # one at a time
-    states = [(run["state"], run["message"], run["traceback"]) for run in found["runs"]]
-    assert states == [("running", None, None), ("failed", "no memory", "Traceback: boom")]
+    left = point.core_seconds * (14 + 0.5) + 14 * BETWEEN
+    assert found["notes"] == [f"time left: about {duration(left)}, 1 runs at once, from the ladder's seconds"]
+    going_on, failed = found["runs"]
+    assert (going_on["state"], going_on["traceback"]) == ("running", None)
+    assert going_on["note"].startswith("last sign of life")
+    assert (failed["state"], failed["traceback"]) == ("failed", "Traceback: boom")
+    assert failed["note"].startswith("no memory")
     stopped = progress.snapshot()
-    assert stopped["counts"]["interrupted"] == 1
-    assert stopped["seconds_left"] is None
+    assert stopped["counts"] == "18 runs: 2 done, 1 stopped, 1 failed, 14 to do"
+    assert stopped["notes"][0].endswith("; nothing runs now")
     write_record(runs, state.points[2], 0, paired_losses(0.0)(state.points[2].coordinates, 0), None)
     assert progress.snapshot()["changed"]
 

@@ -19,7 +19,7 @@ from cwd.evidence.study import Study
 from cwd.runs import MetricsLog, Record
 from cwd.sweeping.frozen import PARTS, UNUSED, environment, freeze
 from cwd.sweeping.slurm import KILLS, batch_setup, queue
-from cwd.sweeping.standing import lines_of, runs_of, standings
+from cwd.sweeping.standing import Watch, lines_of, runs_of
 from cwd.sweeping.submissions import Submission, current_queue, live_submissions
 from cwd.sweeping.sweep import Sweep
 from cwd.sweeps import compose_config, write_cells
@@ -205,7 +205,7 @@ def six(tmp_path, fast_disk):
     """The demo's six runs at smoke scale, in every state that a run can be in."""
     runs = tmp_path / "runs"
     runs.mkdir()
-    configs = [config for config, _ in runs_of([Study("smoke", runs, 1).state("demo")])]
+    configs = [config for config, *_ in runs_of([Study("smoke", runs, 1).state("demo")])]
     assert len(configs) == 6
 
     def record(config) -> Record:
@@ -227,7 +227,7 @@ def six(tmp_path, fast_disk):
 
 def test_status_says_what_each_run_is_doing(six, slurm):
     slurm("9_0 PENDING")
-    found = standings([Study("smoke", six, 1).state("demo")], six)
+    found = Watch([Study("smoke", six, 1).state("demo")], six).now()
     assert [one.state for one in found] == ["done", "failed", "running", "queued", "stopped", "to do"]
     assert (found[2].step, found[2].left) == (5, 30.0)  # 10 s for 5 of 20 steps
     text = "\n".join(lines_of(found))

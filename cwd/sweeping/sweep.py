@@ -75,7 +75,7 @@ class Sweep:
         fails again until somebody has done something about it.
         """
         names = write_cells([config for config, _ in all_missing(states)], self._cells)
-        failed = {cell_file(config)[0] for config, cell in runs_of(states) if cell.state == "failed"}
+        failed = {cell_file(config)[0] for config, cell, _ in runs_of(states) if cell.state == "failed"}
         failed.update(early_failures(self.runs))
         return [name for name in names if self.retry or name not in failed]
 

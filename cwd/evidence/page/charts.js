@@ -36,14 +36,15 @@ function luminance(rgb) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-// The colour as it is where it stands out from the page by 3 to 1 (WCAG 1.4.11), else lighter until it does.
+// The colour as it is where it stands out from the page by 3 to 1 (WCAG 1.4.11), else away from the page until it does.
 function seen(colour) {
   const ground = luminance(channels(getComputedStyle(document.body).backgroundColor));
+  const away = ground > 0.5 ? 0 : 255;
   let rgb = channels(colour);
   for (let i = 0; i < 12; i++) {
     const [high, low] = [luminance(rgb), ground].sort((a, b) => b - a);
     if ((high + 0.05) / (low + 0.05) >= 3) break;
-    rgb = rgb.map((c) => Math.round(c + (255 - c) * 0.15));
+    rgb = rgb.map((c) => Math.round(c + (away - c) * 0.15));
   }
   return `rgb(${rgb.join(",")})`;
 }
@@ -133,6 +134,14 @@ async function drawPanel(node, panel, hidden) {
     yaxis,
   });
   await plotly.react(node, panelTraces(panel, at, hidden), shape, OPTIONS);
+  describe(node, `${panel.title || panel.y}: ${panel.y} by ${panel.x}, ${panel.lines.map((line) => line.label).join(", ")}; the numbers are in the tables below`);
+}
+
+// To those who do not see it a chart is an image with a name, not the hundred bits of text on its axes.
+function describe(node, text) {
+  node.setAttribute("role", "img");
+  node.setAttribute("aria-label", text);
+  document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true"); // where the library measures text
 }
 
 function legend(lines, hidden, redraw) {
@@ -183,6 +192,13 @@ function differenceTraces(claim) {
   ];
 }
 
+function spoken(row) {
+  const parts = [`${row.where}, mean ${row.mean.toPrecision(3)}`];
+  if (row.low !== null) parts.push(`interval ${row.low.toPrecision(3)} to ${row.high.toPrecision(3)}`);
+  if (row.published !== null) parts.push(`published ${row.published.toPrecision(3)}`);
+  return [...parts, row.verdict].join(", ");
+}
+
 async function drawDifferences(box, chart) {
   const plotly = await library();
   const nodes = chart.claims.map(() => element("div"));
@@ -199,6 +215,7 @@ async function drawDifferences(box, chart) {
       yaxis: { type: "category", range: [-0.6, claim.rows.length - 0.4] },
     });
     await plotly.react(nodes[i], differenceTraces(claim), shape, OPTIONS);
+    describe(nodes[i], `${claim.claim}: ${claim.rows.map((row) => spoken(row)).join("; ")}`);
     nodes[i].on("plotly_click", (event) => {
       const key = event.points[0].data.name === "seed" && event.points[0].customdata[1];
       if (key) location.hash = `run-${key}`;
@@ -239,7 +256,8 @@ async function drawCurves(box, lines) {
   const names = Object.keys(CURVES).filter((name) => lines.some((line) => line.curves[name]));
   if (!names.length) return void box.replaceChildren(element("p", { class: "hint" }, "No curves are recorded."));
   const hidden = (box.hidden_lines ??= new Set());
-  const [node, tools, hint] = [element("div"), element("div", { class: "tools" }), element("p", { class: "hint" })];
+  const node = box.querySelector(".js-plotly-plot") ?? element("div"); // drawn again, it keeps what was zoomed
+  const [tools, hint] = [element("div", { class: "tools" }), element("p", { class: "hint" })];
   const redraw = () => {
     const wanted = Object.fromEntries([...tools.querySelectorAll("select")].map((select) => [select.name, select.value]));
     const mine = lines.filter((line) => ["optimizer", "size"].every((name) => !wanted[name] || line[name] === wanted[name]));
@@ -282,10 +300,13 @@ async function drawLines(node, lines, name, hidden) {
   });
   const range = name.endsWith("loss") ? lateRange(shown.map((line) => line.curves[name])) : undefined;
   const shape = layout({
-    height: 340, hovermode: "closest", margin: { l: 48, r: 8, t: 10, b: 40 },
+    height: 340, hovermode: "closest", margin: { l: 48, r: 8, t: 10, b: 40 }, uirevision: name,
     xaxis: { title: { text: "step" } }, yaxis: { title: { text: CURVES[name] }, range },
   });
   await plotly.react(node, traces, shape, { ...OPTIONS, doubleClick: "autosize" });
+  const ends = shown.map((line) => line.curves[name][1].at(-1));
+  const told = ends.length ? `, at the end ${Math.min(...ends).toPrecision(4)} to ${Math.max(...ends).toPrecision(4)}` : "";
+  describe(node, `${CURVES[name]} of ${shown.length} runs by step${told}`);
   node.removeAllListeners?.("plotly_click");
   node.on("plotly_click", (event) => { location.hash = `run-${event.points[0].customdata}`; });
 }

@@ -2,44 +2,50 @@
 
 const EVERY = 4000; // milliseconds
 
-function duration(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
-}
-
-function liveText(now) {
-  const counts = Object.entries(now.counts).map(([state, count]) => `${count} ${state}`).join(", ");
-  const parts = [`${now.finished} of ${now.wanted} runs (${counts}).`];
-  if (now.waiting) parts.push(`${now.waiting} more wait for others.`);
-  if (now.seconds_left !== null) parts.push(`About ${duration(now.seconds_left)} left with ${now.running} at a time, from ${now.source}.`);
-  else if (now.work_left) parts.push(`About ${duration(now.work_left)} of work left for one core, from ${now.source}; nothing runs now.`);
-  if (now.unknown) parts.push(`Of ${now.unknown} runs nothing says how long they take.`);
-  if (now.changed) parts.push("More runs have ended since this page was made: reload it.");
-  return parts.join(" ");
-}
-
-function liveRow(run) {
+function liveRow(run, told) {
   const cells = [
-    element("td", {}, DATA.runs[run.key] ? element("a", { class: "run", href: `#run-${run.key}` }, run.key.slice(0, 8)) : element("span", { class: "run" }, run.key.slice(0, 8))),
+    element("td", {}, run.key === null ? "-" : DATA.runs[run.key] ? element("a", { class: "run", href: `#run-${run.key}` }, run.key.slice(0, 8)) : element("span", { class: "run" }, run.key.slice(0, 8))),
     element("td", {}, run.label),
     element("td", { class: `state ${run.state}` }, run.state),
     element("td", { class: "number" }, `${run.step} of ${run.steps ?? "?"}`),
     element("td", { class: "number" }, run.loss === null ? "-" : run.loss.toFixed(4)),
   ];
-  if (run.message) cells[1].append(element("p", { class: "note" }, run.message));
+  if (run.note) cells[1].append(element("p", { class: "note" }, run.note));
   if (run.traceback) cells[1].append(folded("traceback", false, element("pre", {}, run.traceback)));
-  return element("tr", {}, ...cells);
+  return element("tr", { "data-told": told }, ...cells);
+}
+
+// A row that says the same stays as it is: what a reader has opened or stands on must not be taken away.
+function showRows(body, runs) {
+  const wanted = runs.map((run) => [JSON.stringify({ ...run, curves: null }), run]);
+  const before = new Map([...body.rows].map((row) => [row.dataset.told, row]));
+  const texts = new Set(wanted.map(([told]) => told));
+  for (const [told, row] of before) if (!texts.has(told)) row.remove();
+  wanted.forEach(([told, run], i) => {
+    if (body.rows[i]?.dataset.told !== told) body.insertBefore(before.get(told) ?? liveRow(run, told), body.rows[i] ?? null);
+  });
 }
 
 function showLive(now) {
-  document.getElementById("live-text").textContent = liveText(now);
+  say(now.counts);
+  const notes = [...now.notes];
+  if (now.unlisted) notes.push(`${now.unlisted} more are not listed below`);
+  document.getElementById("live-notes").replaceChildren(...notes.map((note) => element("li", {}, note)));
+  document.getElementById("live-again").hidden = !now.changed;
   document.getElementById("live-bar").max = Math.max(now.wanted, 1);
-  document.getElementById("live-bar").value = now.finished;
-  const body = document.querySelector("#live-runs tbody");
-  if (!body.querySelector("details[open]")) body.replaceChildren(...now.runs.map(liveRow));
+  document.getElementById("live-bar").value = now.worked;
+  showRows(document.querySelector("#live-runs tbody"), now.runs);
+  document.getElementById("live-table").hidden = !now.runs.length;
   const lines = now.runs.filter((run) => Object.keys(run.curves).length);
   const box = document.getElementById("live-curves");
-  if (lines.length && !box.contains(document.activeElement)) drawCurves(box, lines);
+  if (!lines.length) box.replaceChildren();
+  else if (!box.contains(document.activeElement)) drawCurves(box, lines);
+}
+
+// A status is read aloud when it changes: not every four seconds, when nothing has.
+function say(text) {
+  const status = document.getElementById("live-text");
+  if (status.textContent !== text) status.textContent = text;
 }
 
 async function follow() {
@@ -47,7 +53,7 @@ async function follow() {
     const answer = await fetch("progress.json", { cache: "no-store" });
     showLive(await answer.json());
   } catch {
-    document.getElementById("live-text").textContent = "The server does not answer; it may have been stopped.";
+    say("The server does not answer; it may have been stopped.");
   }
   setTimeout(follow, EVERY);
 }

@@ -15,14 +15,13 @@ from cwd.evidence.tables import name_of
 from cwd.runs import Record
 
 POINTS = 60  # of a curve
-CURVES = {  # what a run's curves show, and how many points of it
-    "eval_loss": POINTS,
-    "train_loss": POINTS,
-    "grad_rms": POINTS // 2,
-    "strict_ratio": POINTS // 2,
-    "rms_x": POINTS // 2,
+CURVES = {  # what a run's curves show: how many points of it, and how many significant digits; results keep all
+    "eval_loss": (POINTS, 6),
+    "train_loss": (POINTS, 6),
+    "grad_rms": (POINTS // 2, 4),
+    "strict_ratio": (POINTS // 2, 4),
+    "rms_x": (POINTS // 2, 4),
 }
-DIGITS = 6  # significant ones of a curve's values; results keep all
 MOST = 100  # values of a summary that are shown; a theory check's has thousands
 
 
@@ -115,12 +114,12 @@ class Runs:
 
 
 def curves_of(cell: Cell) -> dict[str, tuple[list[int], list[float]]]:
-    """Name -> (steps, values) of a run's curves, thinned, its values to DIGITS."""
+    """Name -> (steps, values) of a run's curves, thinned and rounded as CURVES says."""
     found = {}
-    for name, most in CURVES.items():
+    for name, (most, digits) in CURVES.items():
         points = thin(curve(cell, name), most)
         if points:
-            found[name] = [step for step, _ in points], [float(f"{value:.{DIGITS}g}") for _, value in points]
+            found[name] = [step for step, _ in points], [float(f"{value:.{digits}g}") for _, value in points]
     return found
 
 

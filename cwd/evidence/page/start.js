@@ -40,6 +40,32 @@ function makeTheme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 }
 
+// Paper is white and narrow, and nothing on it opens: what says more than the page's tables is opened, the rest left out.
+function preparePaper() {
+  document.documentElement.classList.add("printing");
+  document.documentElement.dataset.theme = "light";
+  for (const details of document.querySelectorAll("details.remarks:not([open]), details.as-table:not([open]), details.behind:not([open]):has(.note)")) {
+    details.dataset.printed = "";
+    details.open = true;
+  }
+  for (const box of document.querySelectorAll("[data-chart]")) drawChart(box);
+}
+
+function leavePaper() {
+  document.documentElement.classList.remove("printing");
+  setTheme(chosen);
+  for (const details of document.querySelectorAll("[data-printed]")) {
+    delete details.dataset.printed;
+    details.open = false;
+  }
+  redrawAll();
+}
+
+function makePrint() {
+  window.addEventListener("beforeprint", preparePaper);
+  window.addEventListener("afterprint", leavePaper);
+}
+
 makeTheme();
 if (matchMedia("(max-width: 60rem)").matches) document.getElementById("contents").open = false;
 for (const table of document.querySelectorAll("table.sortable")) makeSortable(table);
@@ -47,6 +73,4 @@ makeLedger();
 makeRuns();
 makeLive();
 drawWhenSeen();
-window.addEventListener("beforeprint", () => {
-  for (const box of document.querySelectorAll("[data-chart]:not([data-drawn])")) drawChart(box);
-});
+makePrint();

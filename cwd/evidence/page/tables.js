@@ -123,6 +123,10 @@ function makeFilters(form) {
 function makeLedger() {
   const form = document.querySelector('form[data-table="claims"]');
   const apply = makeFilters(form);
+  form.addEventListener("filtered", () => {
+    for (const button of document.querySelectorAll("[data-pick]"))
+      button.setAttribute("aria-pressed", String(form.elements.verdict?.value === button.dataset.pick));
+  });
   for (const button of document.querySelectorAll(".opens"))
     button.addEventListener("click", () => openClaim(button.closest("tbody"), button.getAttribute("aria-expanded") !== "true"));
   const all = document.getElementById("all-comparisons");
