@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cwd.benchmarks.checkpoint import costs
 from cwd.benchmarks.soak import Options, compare, resumes_of, soak, was_trained_twice
 from cwd.runs import read_metrics
+from cwd.runs.costs import checkpoint_costs
 from cwd.training import saving, trainer
 from tests.training_helpers import train
 
@@ -61,10 +61,11 @@ def test_what_checkpoints_cost_is_in_the_metrics(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saving, "write_checkpoint", save)
     record = train(tmp_path, "machine.checkpoint_seconds=0").record
-    count, seconds, size = costs(record)
-    assert count == len(sizes) == record.summary["steps"] - 1
-    assert size == max(sizes)
-    assert 0.02 * count < seconds < record.summary["seconds"]
+    costs = checkpoint_costs(record)
+    assert costs.written == len(sizes) == record.summary["steps"] - 1
+    assert costs.size == sizes[-1]
+    assert 0.02 * costs.written < costs.waited < record.summary["seconds"]
+    assert costs.behind == 0
     assert "checkpoint" not in json.dumps(record.summary)  # which must not depend on how the run came to its end
 
 

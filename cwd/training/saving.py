@@ -12,11 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
 from cwd.optim import RuleOptimizer
@@ -66,7 +67,8 @@ class Saver:
         self._what = model, optimizer, accelerator
         self._main, self._device = accelerator.is_main_process, accelerator.device
         # What the thread says to those of other processes must not mix with what training says to them.
-        self._group = torch.distributed.new_group(backend="gloo") if isinstance(model, FSDPModule) else None
+        divided = isinstance(model, FSDPModule)
+        self._group = cast(ProcessGroup, torch.distributed.new_group(backend="gloo")) if divided else None
         self._thread = ThreadPoolExecutor(1, "checkpoint", self._begin_thread)
         self._stager: Any = None
         self._writing: tuple[int, float, Future[tuple[int, float, float]]] | None = None

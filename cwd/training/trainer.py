@@ -162,8 +162,8 @@ class Trainer:
         between = self.config.machine.checkpoint_seconds
         old = time.monotonic() - self._saved >= (max(between, self._save_cost / SAVING) if between else 0)
         # Clocks, disks and signals differ between processes, and all must do the same.
-        busy = between > 0 and self._saver.busy
-        due, busy, signal = map(int, largest(self.accelerator, old, busy, self.interrupts.signal))
+        writing = between > 0 and self._saver.busy
+        due, busy, signal = map(int, largest(self.accelerator, old, writing, self.interrupts.signal))
         if signal or (due and not busy):
             self._save(at_once=signal > 0)
         if signal:
