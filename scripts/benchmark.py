@@ -18,8 +18,9 @@ data       text prepared a second by prepare_data.py, against the tokenizer libr
            texts: processes=2 megabytes=48 repeats=3 tokenizer=bpe_fallback|FILE markdown=FILE
 images     images/s of reading and augmenting JPEG files against timm's own loader:
            workers=2 repeats=5 recipe=deit folder=IMAGES
-checkpoint seconds and bytes of checkpoints, as a part of whole runs of the ladder at the default interval, and of one:
-           scale=laptop sizes=111m,338m,986m,2b saves=20 data=data markdown=FILE
+checkpoint seconds and bytes of checkpoints, as a part of whole runs of the ladder at the default interval, and of one;
+           one of a larger state, with training waiting and in the background:
+           scale=laptop sizes=111m,338m,986m,2b saves=20 megabytes=400 repeats=3 data=data markdown=FILE
 
 markdown=FILE writes the tables into their section of FILE, such as docs/benchmarks.md.
 """

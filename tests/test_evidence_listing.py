@@ -75,8 +75,13 @@ def test_a_run_is_shown_with_result_configuration_and_evaluations(write_run: Wri
     log = MetricsLog(record.metrics_file)
     log.write("eval", 0, loss=5.5, accuracy=0.125)
     log.write("eval", 600, loss=2.5, accuracy=0.25)
+    one = {"checkpoints": 2, "checkpoint_seconds": 0.5, "checkpoint_bytes": 2_500_000}  # of an earlier version
+    log.write("speed", 300, **one)
+    log.write("speed", 600, **one, checkpoint_background_seconds=1.25)
     log.close()
     lines = [line.split() for line in printed(lambda console: print_run(record, console)).splitlines()]
+    said = "checkpoints: 4 written, training waited 1.00 s, a thread wrote 1.25 s meanwhile, 2.50 MB each"
+    assert said.split() in lines
     assert lines[0] == ["run", record.key, "done", "step", "600", str(record.folder)]
     for line in (["loss", "2.5"], ["optimizer.lr", "0.003"], ["0", "5.5000", "0.1250"], ["600", "2.5000", "0.2500"]):
         assert line in lines

@@ -55,9 +55,11 @@ def small_disk(mount: Callable[..., Path], tmp_path: Path, name: str = "disk") -
     return disk
 
 
-@pytest.fixture
-def broken_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], str]:
-    """What the run says in the end when the shell's command comes after nine updates; it must be one line."""
+@pytest.fixture(params=["false", "true"], ids=["waiting", "background"])
+def broken_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], str]:
+    """What the run says in the end when the shell's command comes after nine updates; it must be one line. Training
+    waits for its checkpoints, or a thread writes them.
+    """
 
     def do(command: str, folder: Path) -> str:
         real = trainer.Trainer._update
@@ -70,7 +72,7 @@ def broken_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], str]:
         with monkeypatch.context() as patch:
             patch.setattr(trainer.Trainer, "_update", update)
             with pytest.raises(UserError) as caught:
-                train(folder, *OVERRIDES)
+                train(folder, *OVERRIDES, f"machine.checkpoint_background={request.param}")
         assert "\n" not in str(caught.value)
         return str(caught.value)
 

@@ -282,17 +282,17 @@ def test_weights_of_which_a_part_is_missing_are_refused(base: tuple[Path, Record
 
 KILLED = """
 import os, signal, sys
-from cwd.training import trainer
+from cwd.training import saving
 from tests.test_finetune import finetuning
 from cwd.training.run import run
 from pathlib import Path
-real, calls = trainer.save_checkpoint, []
+real, calls = saving.write_checkpoint, []
 def save(*arguments):
     real(*arguments)
     calls.append(1)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-trainer.save_checkpoint = save
+saving.write_checkpoint = save
 run(finetuning(Path(sys.argv[1]), sys.argv[2], *sys.argv[3:]))
 """
 

@@ -69,9 +69,8 @@ def folder(tmp_path_factory) -> Path:
     cases = [cell(*one) for one in QUICK]
     cases.append(cases[0])  # is found, and both processes go on
     for rule, (layout, _) in RESUMED.items():
-        cases.append(
-            case(rule, *words(rule, "cautious"), f"machine.sharding={layout}", "machine.checkpoint_seconds=0", stop=17)
-        )
+        behind = ["machine.checkpoint_seconds=0", "machine.checkpoint_background=true"]
+        cases.append(case(rule, *words(rule, "cautious"), f"machine.sharding={layout}", *behind, stop=17))
     cases.append(case("bf16", "training.precision=bf16", "machine.sharding=full", "machine.profile=2"))
     together(folder, 2, cases)
     newest = max((folder / "muon").glob("runs/*/checkpoints/step-*"))
@@ -147,7 +146,9 @@ def test_two_processes_train_what_one_trains(rule, mode, layout, folder, alone):
 
 @pytest.mark.parametrize("rule", RESUMED)
 def test_a_run_goes_on_with_fewer_and_more_processes_and_another_layout(rule, folder, alone):
-    """2, 1, 2 processes; of the first Muon run, the newest checkpoint is damaged and the one before is used."""
+    """2, 1, 2 processes; of the first Muon run, the newest checkpoint is damaged and the one before is used, which
+    threads have written.
+    """
     record = only(folder / rule)
     assert_same(record, alone(rule, "cautious"))
     starts = (record.folder / "environment.jsonl").read_text().splitlines()

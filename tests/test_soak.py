@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cwd.benchmarks.checkpoint import costs
 from cwd.benchmarks.soak import Options, compare, resumes_of, soak, was_trained_twice
 from cwd.runs import read_metrics
-from cwd.training import trainer
+from cwd.runs.costs import checkpoint_costs
+from cwd.training import saving, trainer
 from tests.training_helpers import train
 
 
@@ -50,7 +50,7 @@ def test_the_soak_sees_what_it_looks_for(tmp_path):
 
 def test_what_checkpoints_cost_is_in_the_metrics(tmp_path, monkeypatch):
     sizes = []
-    real = trainer.save_checkpoint
+    real = saving.write_checkpoint
 
     def save(root: Path, *rest):
         found = real(root, *rest)
@@ -59,19 +59,20 @@ def test_what_checkpoints_cost_is_in_the_metrics(tmp_path, monkeypatch):
         time.sleep(0.02)
         return found
 
-    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "write_checkpoint", save)
     record = train(tmp_path, "machine.checkpoint_seconds=0").record
-    count, seconds, size = costs(record)
-    assert count == len(sizes) == record.summary["steps"] - 1
-    assert size == max(sizes)
-    assert 0.02 * count < seconds < record.summary["seconds"]
+    costs = checkpoint_costs(record)
+    assert costs.written == len(sizes) == record.summary["steps"] - 1
+    assert costs.size == sizes[-1]
+    assert 0.02 * costs.written < costs.waited < record.summary["seconds"]
+    assert costs.behind == 0
     assert "checkpoint" not in json.dumps(record.summary)  # which must not depend on how the run came to its end
 
 
 def test_checkpoints_that_take_long_come_less_often(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(
-        trainer, "save_checkpoint", lambda root, step, *rest: time.sleep(0.2) or saved.append(step) or 7
+        saving, "write_checkpoint", lambda root, step, *rest: time.sleep(0.2) or saved.append(step) or 7
     )
     record = train(tmp_path, "machine.checkpoint_seconds=0.001", "training.steps=40").record
     assert 1 <= len(saved) <= 1 + record.summary["seconds"] / (0.2 / trainer.SAVING)

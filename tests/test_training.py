@@ -20,7 +20,7 @@ from cwd.models import build
 from cwd.optim import RuleOptimizer
 from cwd.runs import all_records, read_metrics
 from cwd.schema import WSD, Constant, Cosine
-from cwd.training import trainer, wandb_sink
+from cwd.training import saving, wandb_sink
 from cwd.training.schedule import lr_factor
 from cwd.training.sources import load_tokens
 from cwd.training.tasks.language import LanguageTask
@@ -250,7 +250,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged_at_its_step(tmp_path
 
 def test_a_broken_state_is_never_checkpointed(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(trainer, "save_checkpoint", lambda root, step, *rest: saved.append(step))
+    monkeypatch.setattr(saving, "write_checkpoint", lambda root, step, *rest: saved.append(step))
     real = LanguageTask.loss
     monkeypatch.setattr(
         LanguageTask, "loss", lambda self, m, b: real(self, m, b) * (math.inf if len(saved) == 4 else 1)

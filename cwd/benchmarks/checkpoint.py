@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from cwd.benchmarks.report import Table, publish, read_names, read_options
 from cwd.evidence.artifact_files import load_ladder
-from cwd.runs import Record, read_metrics
+from cwd.runs import Record
+from cwd.runs.costs import checkpoint_costs
 from cwd.schema import Machine
 from cwd.sweeps import compose_config
 from cwd.training.checkpoint import KEEP
@@ -19,6 +22,8 @@ OPTIONS: dict[str, int | str] = {
     "scale": "laptop",
     "sizes": "111m,338m,986m,2b",
     "saves": 20,
+    "megabytes": 400,
+    "repeats": 3,
     "data": "data",
     "markdown": "",
 }
@@ -36,6 +41,13 @@ NOTE = (
     "`of the run`: the time that they took of it. `one`: the mean of some more, written after every update of another "
     f"run. A run that is not finished keeps {KEEP} on the disk, a finished one none. Target: below 2% of the run."
 )
+LARGE = ("checkpoint", "run, s", "longer by, s", "training waits, s", "a thread writes, s")
+LARGE_NOTE = (
+    "The same run of a larger model with one checkpoint, medians: without it, with training waiting for it, and with a "
+    "thread that writes a copy. `longer by` is against the run without; it holds what the thread takes from training."
+)
+LAYERS, STEPS = 4, 24
+WRITERS = {"none": "false", "training waits": "false", "in the background": "true"}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
         for size in sizes:
             words = [*ladder.overrides, *ladder.sizes[size].overrides, "tracker=none"]
             _measure(table, size, words, Path(folder), options)
-    publish("checkpoint", "Checkpoints", arguments, [table], options["markdown"])
+        large = _measure_large(Path(folder), options)
+    publish("checkpoint", "Checkpoints", arguments, [table, large], options["markdown"])
 
 
 def _measure(table: Table, size: str, words: Sequence[str], folder: Path, options: dict[str, Any]) -> None:
@@ -56,24 +69,44 @@ def _measure(table: Table, size: str, words: Sequence[str], folder: Path, option
     whole = run(compose_config([*words, *machine, f"machine.runs={folder / 'whole'}"])).record
     short = [f"training.steps={options['saves'] + 1}", "machine.checkpoint_seconds=0"]
     often = run(compose_config([*words, *short, *machine, f"machine.runs={folder / 'often'}"])).record
-    written, seconds, _ = costs(whole)
-    count, each, size_each = costs(often)
+    costs, many = checkpoint_costs(whole), checkpoint_costs(often)
     assert whole.summary is not None
-    part, one = seconds / whole.summary["seconds"], each / count
+    one = many.waited / many.written
     every = Machine().checkpoint_seconds
     table.add(
         size,
         f"{whole.summary['seconds']:.1f}",
-        str(written),
-        f"{part:.2%}",
+        str(costs.written),
+        f"{costs.waited / whole.summary['seconds']:.2%}",
         f"{1e3 * one:.1f}",
-        f"{size_each / 1e3:.0f}",
+        f"{many.size / 1e3:.0f}",
         f"{one / (every + one):.3%}",
     )
 
 
-def costs(record: Record) -> tuple[int, float, int]:
-    """Of a finished run: checkpoints written, the seconds that they took together, the bytes of the last."""
-    lines = [line for line in read_metrics(record.metrics_file, "speed") if "checkpoints" in line]
-    size = max((line["checkpoint_bytes"] for line in lines), default=0)
-    return sum(line["checkpoints"] for line in lines), sum(line["checkpoint_seconds"] for line in lines), size
+def _measure_large(folder: Path, options: dict[str, Any]) -> Table:
+    """Weights and AdamW's two moments of `megabytes`, by turns."""
+    width = 64 * round(math.sqrt(options["megabytes"] * 1e6 / 12 / (20 * LAYERS)) / 64) or 64
+    model = [f"model.hidden_size={width}", f"model.num_hidden_layers={LAYERS}", "model.num_attention_heads=8"]
+    machine = [f"machine.data={options['data']}", "machine.progress=summary", "machine.threads=null"]
+    words = ["scale=smoke", "tracker=none", "telemetry.every=0", f"training.steps={STEPS}", *model, *machine]
+    found: dict[str, list[Record]] = {writer: [] for writer in WRITERS}
+    for repeat in range(options["repeats"]):
+        for writer, background in WRITERS.items():
+            after = 1e9 if writer == "none" else 2.0  # seconds; the next would be far later, at 2% of the time
+            how = [f"machine.checkpoint_seconds={after}", f"machine.checkpoint_background={background}"]
+            place = f"machine.runs={folder / f'{writer} {repeat}'}".replace(" ", "_")
+            found[writer].append(run(compose_config([*words, *how, place])).record)
+    size = max(checkpoint_costs(record).size for records in found.values() for record in records)
+    table = Table(f"One checkpoint of {size / 1e6:.0f} MB", LARGE, [LARGE_NOTE])
+    alone = median(_seconds(record) for record in found["none"])
+    for writer, records in found.items():
+        costs, seconds = [checkpoint_costs(record) for record in records], median(map(_seconds, records))
+        waited, behind = median(cost.waited for cost in costs), median(cost.behind for cost in costs)
+        table.add(writer, f"{seconds:.1f}", f"{seconds - alone:.2f}", f"{waited:.2f}", f"{behind:.2f}")
+    return table
+
+
+def _seconds(record: Record) -> float:
+    assert record.summary is not None
+    return record.summary["seconds"]

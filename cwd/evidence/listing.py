@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cwd.errors import UserError, nearest
 from cwd.runs import Record, all_records, read_metrics
+from cwd.runs.costs import checkpoint_costs
 
 NUMBERS = ("lr", "lambda", "seed", "step", "loss", "accuracy")
 SHORT = {"optimizer": "optimizer.name", "decay": "decay.mode", "dataset": "dataset.name", "schedule": "schedule.name"}
@@ -103,6 +104,10 @@ def print_run(record: Record, console: Console) -> None:
     for line in read_metrics(record.metrics_file, "eval"):
         curve.add_row(str(line["step"]), f"{line['loss']:.4f}", f"{line.get('accuracy', float('nan')):.4f}")
     console.print(curve)
+    costs = checkpoint_costs(record)
+    if costs.written:
+        took = f"training waited {costs.waited:.2f} s, a thread wrote {costs.behind:.2f} s meanwhile"
+        console.print(f"checkpoints: {costs.written} written, {took}, {costs.size / 1e6:.2f} MB each", highlight=False)
 
 
 def print_difference(a: Record, b: Record, console: Console) -> None:

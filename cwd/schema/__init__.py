@@ -161,6 +161,7 @@ class Machine:
     channels_last: bool = False  # memory order of images
     workers: int = number(0, low=0)  # of each process, that read images ahead; 0: it reads them itself
     checkpoint_seconds: float = number(30.0, low=0)  # time between checkpoints; 0: after every step
+    checkpoint_background: bool | None = None  # a thread writes them; none: where it pays
     log_every: int = number(10, low=1)  # steps between lines of the metrics file
     progress: str = choice("auto", of=("auto", "bar", "lines", "summary"))
 

@@ -16,12 +16,14 @@ import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -30,6 +32,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from cwd.errors import UserError
 from cwd.files import disk_errors, read_json, sha256_of, sync, write_json
@@ -39,21 +43,56 @@ from cwd.training.parallel import largest, tied_names
 KEEP = 2  # the newest and, should it turn out damaged, the one before
 
 
-def save_checkpoint(
+@dataclass(frozen=True)
+class Content:
+    """What one process writes of a checkpoint.
+
+    Attributes:
+        state: what lies in state.pt: tensors, numbers, text and containers of them; {} in processes that write none.
+        parts: of a divided model this process's tensors, by name; {} of one that each process has whole.
+    """
+
+    state: dict[str, Any]
+    parts: dict[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors, as they lie on this process."""
+        tensors = (value for value in tree_leaves([self.state, self.parts]) if isinstance(value, Tensor))
+        return sum((value.to_local() if isinstance(value, DTensor) else value).nbytes for value in tensors)
+
+
+def take_content(
+    state: dict[str, Any], model: nn.Module, optimizer: RuleOptimizer, accelerator: Accelerator
+) -> Content:
+    """`state`, the weights and the optimizer's state, where they lie: nothing is copied. All processes call it.
+
+    Args:
+        state: tensors, numbers, text and containers of them: what ``torch.load(weights_only=True)`` takes.
+    """
+    if isinstance(model, FSDPModule):
+        weights, own = _state(model, optimizer)
+        return Content({**state, "groups": own["param_groups"]}, _tensors(model, weights, own))
+    if not accelerator.is_main_process:
+        return Content({}, {})
+    return Content({**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, {})
+
+
+def write_checkpoint(
     root: Path,
     step: int,
-    state: dict[str, Any],
-    model: nn.Module,
-    optimizer: RuleOptimizer,
-    accelerator: Accelerator,
+    content: Content,
+    main: bool = True,
+    group: ProcessGroup | None = None,
     confirm: Callable[[], None] = lambda: None,
 ) -> int:
-    """Writes ``root/step-<step>/`` and removes all but the newest KEEP. All processes call it, at the same step.
+    """Writes ``root/step-<step>/`` and removes all but the newest KEEP.
 
     Args:
         root: the run's checkpoints folder, made if absent.
         step: updates done.
-        state: tensors, numbers, text and containers of them: what ``torch.load(weights_only=True)`` takes.
+        main: whether this is the main process.
+        group: of a divided model the processes, all of which call this at the same step; on the CPU (gloo).
         confirm: called by the main process before anything there is changed; raises if it may not be.
 
     Returns:
@@ -62,7 +101,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or not writable; older checkpoints are intact.
     """
-    work, main = root / ".saving.tmp", accelerator.is_main_process
+    work = root / ".saving.tmp"
     if main:
         confirm()
         root.mkdir(exist_ok=True)  # not its parents: the disk that they were on may be gone
@@ -70,7 +109,10 @@ def save_checkpoint(
         work.mkdir()
     try:
         with disk_errors(work):
-            _write_parts(work, state, model, optimizer, accelerator)
+            if group is not None:
+                _write_parts(work, content.parts, group)
+            if main:
+                torch.save(content.state, work / "state.pt")
     except Exception:
         if main:
             shutil.rmtree(work, ignore_errors=True)  # so that there is room for a status that says what happened
@@ -81,31 +123,17 @@ def save_checkpoint(
     return _publish(work, root, step)
 
 
-def _write_parts(
-    work: Path, state: dict[str, Any], model: nn.Module, optimizer: RuleOptimizer, accelerator: Accelerator
-) -> None:
-    if isinstance(model, FSDPModule):
-        accelerator.wait_for_everyone()
-        state = {**state, "groups": _save_parts(work, model, optimizer)}
-        accelerator.wait_for_everyone()
-    elif accelerator.is_main_process:
-        state = {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    if accelerator.is_main_process:
-        torch.save(state, work / "state.pt")
-
-
-def _save_parts(folder: Path, model: nn.Module, optimizer: RuleOptimizer) -> list[dict[str, Any]]:
-    """Every process writes its parts; returns the optimizer's groups, which are no tensors."""
-    weights, own = _state(model, optimizer)
-    dcp.save(
-        _tensors(model, weights, own), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    )
+def _write_parts(folder: Path, parts: dict[str, Tensor], group: ProcessGroup) -> None:
+    """Every process writes its parts, once there is a folder, and goes on when all have."""
+    torch.distributed.barrier(group)
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(parts, storage_writer=writer, process_group=group)
     rank = torch.distributed.get_rank()
     written = list(folder.glob(f"shard-{rank + 1:05d}-*.safetensors"))
     for path in written:
         sync(path)
     write_json(folder / f"{rank}.sha256.json", {path.name: sha256_of(path) for path in written})
-    return own["param_groups"]
+    torch.distributed.barrier(group)
 
 
 def _publish(work: Path, root: Path, step: int) -> int:

@@ -76,10 +76,11 @@ class Speedometer:
         self._units += units
         self._updates += 1
 
-    def saved(self, seconds: float, size: int) -> None:
-        """A checkpoint of `size` bytes took so long."""
+    def saved(self, seconds: float, behind: float, size: int) -> None:
+        """A checkpoint of `size` bytes: training waited so many seconds, a thread worked so many while it went on."""
         self._checkpoints += 1
         self._saving += seconds
+        self._behind += behind
         self._checkpoint_bytes = size
 
     def take(self) -> dict[str, Any] | None:
@@ -88,8 +89,9 @@ class Speedometer:
         ``<unit>_per_second`` over all processes, ``step_seconds``; ``tflops``: TFLOP/s of each device, and ``mfu``,
         its fraction of the device's peak, null where one is not known; ``data_share`` and ``optimizer_share`` of the
         time, the largest of any process, and ``peak_memory``, in bytes: on a GPU what tensors held, on a CPU what the
-        process held, at most, since it began. ``checkpoints``, how many were written, which none of the above
-        counts, the ``checkpoint_seconds`` that this took, and the ``checkpoint_bytes`` of the last one.
+        process held, at most, since it began. ``checkpoints``, how many were written, the ``checkpoint_seconds`` that
+        training waited for it, which none of the above counts, the ``checkpoint_background_seconds`` that a thread
+        wrote meanwhile, and the ``checkpoint_bytes`` of the last one.
         """
         self.stop()
         if not self._updates:
@@ -109,6 +111,7 @@ class Speedometer:
             "processes": processes,
             "checkpoints": self._checkpoints,
             "checkpoint_seconds": self._saving,
+            "checkpoint_background_seconds": self._behind,
             "checkpoint_bytes": self._checkpoint_bytes,
         }
         self._reset()
@@ -121,6 +124,6 @@ class Speedometer:
 
     def _reset(self) -> None:
         self._seconds = self._waited = self._stepped = 0.0
-        self._saving = 0.0
+        self._saving = self._behind = 0.0
         self._units = self._updates = self._checkpoints = 0
         self._events: list[Events] = []

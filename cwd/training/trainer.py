@@ -22,7 +22,7 @@ from cwd.errors import UserError
 from cwd.files import disk_errors, sync
 from cwd.models.flops import flops_per_token
 from cwd.runs import MetricsLog, Record
-from cwd.training.checkpoint import load_checkpoint, save_checkpoint
+from cwd.training.checkpoint import load_checkpoint
 from cwd.training.compiling import to_compile
 from cwd.training.optimizer import build_optimizer
 from cwd.training.pairing import chain, hash_weights
@@ -30,6 +30,7 @@ from cwd.training.parallel import accumulating, computing, distribute, largest, 
 from cwd.training.precision import WEIGHTS
 from cwd.training.profile import Trace
 from cwd.training.progress import Progress
+from cwd.training.saving import Saver
 from cwd.training.schedule import lr_factor
 from cwd.training.signals import Interrupted, Interrupts
 from cwd.training.tasks import Batch, Task, chunks
@@ -113,6 +114,7 @@ class Trainer:
                 self.advance()
             return self._finish()
         finally:
+            self._saver.close()
             self._trace.close()
             if self._log_file is not None:
                 self._log_file.close()
@@ -127,6 +129,9 @@ class Trainer:
         self.tracker.begin(self._after)
         self._started = self._saved = time.monotonic()
         self._save_cost = 0.0  # seconds, of the last checkpoint
+        where = self.bare_model, self.rule_optimizer, self.accelerator
+        background = self.config.machine.checkpoint_background
+        self._saver = Saver(self._checkpoints, *where, background, self.record.confirm)
         self._first_step, self._seconds_before, self._units_here = self.step, self.seconds, 0
         traced = self.config.machine.profile if self.accelerator.is_main_process else 0
         self._trace = Trace(traced, self.record.folder, self.progress.say)
@@ -139,8 +144,9 @@ class Trainer:
         self._update()
         self.step += 1
         self._trace.step()
-        self.seconds = self._seconds_before + time.monotonic() - self._started
         last = self.step == self.steps
+        self._note_saved(wait=last)  # of a run's last checkpoint, the cost goes into the last line of speed
+        self.seconds = self._seconds_before + time.monotonic() - self._started
         if _due(self.step, self.config.machine.log_every) or last:
             self._log_training()
         if measured:
@@ -155,10 +161,11 @@ class Trainer:
         """A checkpoint if the time for it has come or a signal came; after a signal, the end."""
         between = self.config.machine.checkpoint_seconds
         old = time.monotonic() - self._saved >= (max(between, self._save_cost / SAVING) if between else 0)
-        # Clocks and signals differ between processes, and all must do the same.
-        due, signal = map(int, largest(self.accelerator, old, self.interrupts.signal))
-        if due or signal:
-            self._save()
+        # Clocks, disks and signals differ between processes, and all must do the same.
+        writing = between > 0 and self._saver.busy
+        due, busy, signal = map(int, largest(self.accelerator, old, writing, self.interrupts.signal))
+        if signal or (due and not busy):
+            self._save(at_once=signal > 0)
         if signal:
             raise Interrupted(signal, self.step)
 
@@ -255,9 +262,9 @@ class Trainer:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.progress.say(f"step {self.step}/{self.steps}  evaluation: {shown}")
 
-    def _save(self) -> None:
-        """A checkpoint of the current step. The losses since the last line are checked first: a broken state is not
-        worth keeping.
+    def _save(self, at_once: bool = False) -> None:
+        """A checkpoint of the current step, begun or, `at_once`, on the disk. The losses since the last line are
+        checked first: a broken state is not worth keeping.
         """
         self.speed.stop()
         if self.pending:
@@ -274,13 +281,22 @@ class Trainer:
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
-        began, where = time.monotonic(), (self.bare_model, self.rule_optimizer, self.accelerator)
-        size = save_checkpoint(self._checkpoints, self.step, state, *where, self.record.confirm)
-        if self.accelerator.is_main_process:
-            self.record.set_status("running", self.step, steps=self.steps)
+        self._saver.save(self.step, state, at_once)
         self._saved = time.monotonic()
-        self._save_cost = self._saved - began
-        self.speed.saved(self._save_cost, size)
+        self._note_saved()
+
+    def _note_saved(self, wait: bool = False) -> None:
+        """Writes down which checkpoints have come to the disk; `wait`: also the one that is being written."""
+        if wait and self._saver.busy:
+            self.speed.stop()
+            self._saver.wait()
+        for saved in self._saver.take_saved():
+            if self.accelerator.is_main_process:
+                self.record.set_status("running", saved.step, steps=self.steps)
+            # On a CPU the thread takes a core from training; beside an accelerator it takes nothing.
+            shared = saved.computing if self.accelerator.device.type == "cpu" else 0.0
+            self._save_cost = saved.waited + shared
+            self.speed.saved(saved.waited, saved.behind, saved.size)
 
     def _resume(self) -> None:
         where = self.bare_model, self.rule_optimizer, self.accelerator
