@@ -46,8 +46,8 @@ class VisionTask:
         if (recipe.mixup or recipe.cutmix) and (share.rows % 2 or share.at_once % 2):
             raise UserError(
                 f"training.batch_size={config.training.batch_size}: gives each of {share.processes} processes "
-                f"{share.rows} images, {share.at_once} at once; both must be even, as recipe.mixup and recipe.cutmix mix "
-                "images in pairs"
+                f"{share.rows} images, {share.at_once} at once; both must be even, as recipe.mixup and recipe.cutmix "
+                "mix images in pairs"
             )
         self._draws = Draws(self._model.image_size, recipe.erase, recipe.mixup, recipe.cutmix, recipe.repeats)
         self._evaluation = evaluation_index(len(data.validation.labels), config.evaluation.images)
