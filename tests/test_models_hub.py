@@ -230,6 +230,15 @@ def test_under_muon_tables_norms_and_biases_go_to_adamw_and_decay(name):
         assert decay == 0.1
 
 
+@pytest.mark.parametrize("name", ADAMW)
+def test_a_pretrained_model_of_any_family_keeps_the_same_from_muon(name):
+    model, _ = on_meta(name)
+    words = ["task=finetune", "model.source=it", "model.adapter=none", "optimizer=muon"]
+    groups = build_optimizer(compose_config(words), model)[0].param_groups
+    for key, rule in ((key, group["rule"]) for group in groups for key in group["param_names"]):
+        assert rule == ("adamw" if any(part in key for part in ADAMW[name]) else "muon"), key
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "sgd"])
 @pytest.mark.parametrize("name", ADAMW)
 def test_other_rules_take_every_tensor_and_all_decay(name, optimizer):

@@ -92,6 +92,8 @@ class Pretrained(Model):
     alpha: float = number(32.0, low=0, above=True)  # the adapter is scaled by alpha / rank
     dropout: float = number(0.0, low=0, high=1, below=True)
     targets: list[str] = field(default_factory=lambda: ["all-linear"])  # or names of modules
+    # As of Hub, under the names that the usual families have.
+    beside_muon: list[str] = later(["*embed*", "*wte.*", "*wpe.*", "*lm_head.*", "*norm*", "*.ln_*", "*.bias"])
 
 
 @dataclass

@@ -30,9 +30,9 @@ def erase(images: Tensor, rectangles: Tensor, seeds: Tensor) -> Tensor:
         images: (B, 3, H, W), normalised. rectangles: (B, 4) of top, left, height, width; height 0: none.
         seeds: (B,) int64, of the noise.
     """
-    for i, (top, left, height, width) in enumerate(rectangles.tolist()):
+    for i, (seed, (top, left, height, width)) in enumerate(zip(seeds.tolist(), rectangles.tolist(), strict=True)):
         if height:
-            source = torch.Generator().manual_seed(int(seeds[i]))
+            source = torch.Generator().manual_seed(seed)
             noise = torch.randn(images.shape[1], height, width, generator=source)
             images[i, :, top : top + height, left : left + width] = noise.to(images.device, images.dtype)
     return images
