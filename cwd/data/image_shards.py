@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from cwd.errors import UserError
 from cwd.files import write_atomically
 
 FILES = {"train": ("train",), "validation": ("validation", "val")}  # what the names of a split's files hold
+LONG = 2**30  # bytes that take long enough to copy for somebody who looks on to be shown how far it is
 PICTURES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -80,7 +82,8 @@ def read_parquet(name: str, root: Path, classes: int, cache: Path) -> ImageData:
     import datasets
 
     shards = _both(find_shards(root, "parquet"), root, "parquet")
-    datasets.disable_progress_bars()
+    if sum(file.stat().st_size for files in shards.values() for file in files) < LONG or not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
         tables = {
             split: datasets.load_dataset(
