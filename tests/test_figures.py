@@ -12,7 +12,7 @@ import pytest
 from evidence_helpers import noise, write_state
 from matplotlib.axes import Axes
 
-from cwd.evidence.colours import ARM_COLOURS, DASHES, MARKERS, OPTIMIZER_COLOURS, PAPER_COLOUR, style_of
+from cwd.evidence.colours import ARM_COLOURS, DASHES, MARKERS, OPTIMIZER_COLOURS, PAPER_COLOUR, other_styles, style_of
 from cwd.evidence.document import Document, Figure, Panel, Series
 from cwd.evidence.figures import build_figure
 from cwd.evidence.plots import canvas_of, draw, spread
@@ -61,6 +61,15 @@ def test_colours_are_legible_on_white_and_told_apart_by_colour_blind_readers(col
         seen = {name: lab(np.clip(np.asarray(matrix) @ linear(colour), 0, 1)) for name, colour in colours.items()}
         for one, two in itertools.combinations(seen, 2):
             assert np.linalg.norm(seen[one] - seen[two]) >= 13, (one, two)
+
+
+def test_nine_lines_that_are_no_arms_have_nine_colours_that_are_told_apart() -> None:
+    """As many as Figures 2 and 3 have starts, whose paths are known by their colours alone."""
+    nine = [style.colour for style in itertools.islice(other_styles(), 9)]
+    assert len(set(nine)) == 9
+    for matrix in SIGHT.values():
+        seen = [lab(np.clip(np.asarray(matrix) @ linear(colour), 0, 1)) for colour in nine]
+        assert min(np.linalg.norm(one - two) for one, two in itertools.combinations(seen, 2)) >= 11
 
 
 # Drawn

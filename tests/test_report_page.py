@@ -29,7 +29,7 @@ from cwd.evidence.report import document, ledger
 from cwd.evidence.study import Study
 from cwd.planning.forecast import BETWEEN
 from cwd.runs import Record
-from cwd.sweeping.progress import Progress
+from cwd.sweeping.progress import LATELY, Progress
 from cwd.training.progress import duration
 from tests.conftest import ROOT
 from tests.evidence_helpers import paired_losses, words, write_record
@@ -352,7 +352,7 @@ def test_progress_has_every_wanted_run_and_what_is_left(tmp_path: Path) -> None:
     assert (found["wanted"], found["finished"], found["worked"], found["changed"]) == (18, 2, 3.0, False)
     assert point.core_seconds is not None
     left = point.core_seconds * (14 + 0.5) + 14 * BETWEEN
-    assert found["notes"] == [f"time left: about {duration(left)}, 1 runs at once, from the ladder's seconds"]
+    assert found["notes"] == [f"time left: about {duration(left)}, one run at a time, from the ladder's seconds"]
     going_on, failed = found["runs"]
     assert (going_on["state"], going_on["traceback"]) == ("running", None)
     assert going_on["note"].startswith("last sign of life")
@@ -360,6 +360,8 @@ def test_progress_has_every_wanted_run_and_what_is_left(tmp_path: Path) -> None:
     assert failed["note"].startswith("no memory")
     stopped = progress.snapshot()
     assert stopped["counts"] == "18 runs: 2 done, 1 stopped, 1 failed, 14 to do"
+    for _ in range(LATELY):
+        stopped = progress.snapshot()
     assert stopped["notes"][0].endswith("; nothing runs now")
     write_record(runs, state.points[2], 0, paired_losses(0.0)(state.points[2].coordinates, 0), None)
     assert progress.snapshot()["changed"]

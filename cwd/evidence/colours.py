@@ -63,8 +63,10 @@ MARKERS: dict[str, str] = {
 }
 """An arm or an optimizer -> matplotlib's name of its marker."""
 
-OTHERS = ("#117733", "#CC79A7", "#332288", "#999933", "#2F9BD6", "#882255", "#6B3D2E", "#009E73")
-"""For lines that are neither; none is the colour of the arms that nearly every figure has."""
+OTHERS = ("#117733", "#CC79A7", "#332288", "#999933", "#2F9BD6", "#882255", "#6B3D2E", "#009E73", "#9030F0")
+"""For lines that are neither, as many as Figures 2 and 3 have starts; none is the colour of the arms that nearly every
+figure has.
+"""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from cwd.sweeping.standing import TOLD, Standing, Watch, counted, tell_submissio
 from cwd.sweeping.submissions import live_submissions
 
 MOST = 60  # runs that are listed
+LATELY = 8  # snapshots
 
 
 class Progress:
@@ -27,6 +29,7 @@ class Progress:
         self._runs, self._watch = runs, Watch(states, runs)
         self._waiting = waiting_lines(states)
         self._at_first: int | None = None
+        self._running: deque[int] = deque(maxlen=LATELY)
 
     def snapshot(self) -> dict[str, Any]:
         """Plain data: counts, what else there is to say line by line, and the runs that are open, with curves.
@@ -37,6 +40,7 @@ class Progress:
         found = self._watch.now()
         finished = sum(one.state in FINISHED for one in found)
         self._at_first = finished if self._at_first is None else self._at_first
+        self._running.append(sum(one.state == "running" for one in found))
         listed = sorted((one for one in found if one.state in TOLD), key=lambda one: TOLD.index(one.state))
         return {
             "wanted": len(found),
@@ -44,7 +48,11 @@ class Progress:
             "worked": finished + sum(_part(one) for one in found if one.state not in FINISHED),
             "changed": finished != self._at_first,
             "counts": counted(found),
-            "notes": [*time_left(found), *self._waiting, *tell_submissions(live_submissions(self._runs))],
+            "notes": [
+                *time_left(found, max(self._running)),
+                *self._waiting,
+                *tell_submissions(live_submissions(self._runs)),
+            ],
             "runs": [_row(one) for one in listed[:MOST]],
             "unlisted": max(len(listed) - MOST, 0),
         }

@@ -66,7 +66,7 @@ class Standing:
         optimizer, decay, model = (self.config[name] for name in ("optimizer", "decay", "model"))
         arm = row_name(optimizer["name"], decay["mode"], optimizer["lr"], decay["weight_decay"], self.config["seed"])
         shape = model.get("hidden_size") or model.get("name") or model.get("source", "")
-        return f"{self.asked.size or model['family']} {shape} {arm}"
+        return f"{self.asked.size or ' '.join((model['family'], str(shape)))} {arm}"
 
 
 def runs_of(states: Sequence[State]) -> list[Asked]:
@@ -127,7 +127,7 @@ class Watch:
             return Standing(asked, state, _step(record), note=_message(record))
         queue = current_queue()
         queued = (queue or {}).get(job[0]) if job else None
-        if record and state == "running":
+        if record and (state == "running" or (state == "new" and record.is_locked())):
             return self._running(asked, record, f"job {job[0]}" if job and queued else "")
         if job and queued:
             return self._waiting(asked, "queued", f"job {job[0]} {queued}")
@@ -154,7 +154,8 @@ class Watch:
 
     def _running(self, asked: Asked, record: Record, note: str) -> Standing:
         """By the run's own speed as soon as it has one."""
-        signs = [path.stat().st_mtime for path in (record.metrics_file, record.folder / "status.json") if path.exists()]
+        files = (record.metrics_file, record.folder / "status.json", record.folder / "config.json")
+        signs = [path.stat().st_mtime for path in files if path.exists()]
         ago = duration(max(time.time() - max(signs, default=time.time()), 0))
         note = f"last sign of life {ago} ago  {note}".rstrip()
         lines, steps = read_metrics(record.metrics_file, "train"), asked.config["training"]["steps"]
@@ -210,8 +211,13 @@ def waiting_lines(states: Sequence[State]) -> list[str]:
     return [*lines, *(f"more runs need {need}" for need in needs)]
 
 
-def time_left(found: Iterable[Standing]) -> list[str]:
-    """A line on how long what is open will take, divided by the devices at work now; none where nothing is open."""
+def time_left(found: Iterable[Standing], lately: int = 0) -> list[str]:
+    """A line on how long what is open will take, divided by the devices at work now; none where nothing is open.
+
+    Args:
+        found: every run.
+        lately: the most runs that went on at once in the last moments, as between two runs a worker has none.
+    """
     open_ones = [one for one in found if one.state not in ENDED]
     if not open_ones:
         return []
@@ -219,13 +225,15 @@ def time_left(found: Iterable[Standing]) -> list[str]:
     if not known:
         return [f"time left: nothing says it yet, for {len(open_ones)} runs"]
     running = [one for one in open_ones if one.state == "running"]
-    at_once = len(running) or min(os.cpu_count() or 1, len(open_ones))
-    devices = sum(one.devices for one in running) or at_once
+    working = max(len(running), lately)
+    at_once = working or min(os.cpu_count() or 1, len(open_ones))
+    devices = max(sum(one.devices for one in running), at_once)
     about = duration(max(sum(known) / devices, max(known) / max((one.devices for one in running), default=1)))
     sources = ", ".join(dict.fromkeys(one.source for one in open_ones if one.source))
     unknown = f"; of {len(open_ones) - len(known)} runs nothing says it yet" if len(known) < len(open_ones) else ""
-    now = "" if running else "; nothing runs now"
-    return [f"time left: about {about}, {at_once} runs at once, from {sources}{unknown}{now}"]
+    now = "" if working else "; nothing runs now"
+    workers = "one run at a time" if at_once == 1 else f"{at_once} runs at once"
+    return [f"time left: about {about}, {workers}, from {sources}{unknown}{now}"]
 
 
 def tell_submissions(live: Sequence[Submission]) -> list[str]:

@@ -36,7 +36,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         if panel.kind == "path":
             kept = simplified(list(zip(series.x, series.y, strict=True)), _extent(panel) / FINE)
             columns["x"], columns["y"] = zip(*kept, strict=True)
-        numbers = {name: _short(found) for name, found in columns.items()}
+        numbers: dict[str, Any] = {name: _short(found) for name, found in columns.items()}
         lines.append({"label": series.label, **numbers, **_drawn(style)})
     return {
         "title": panel.title,
