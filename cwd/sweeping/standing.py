@@ -94,10 +94,10 @@ def _standing(
 
     if job and queued:
         return stands("queued", f"job {job[0]} {queued}")
-    if record and state == "failed":
-        return stands("failed", f"{record.status.get('message', '')}  {record.folder}")
     if early:
         return stands("failed", f"{early[0]}  {early[1]}")
+    if record and state == "failed":
+        return stands("failed", f"{record.status.get('message', '')}  {record.folder}")
     if waited:
         return stands("queued")
     if job and queue is None:
