@@ -63,7 +63,7 @@ def until_ended(driver: subprocess.Popen[bytes], what: str) -> None:
 
 
 def refusal(rig: Rig) -> str:
-    """Jobs that get one process of two, as the launcher is asked for one, and by SLURM: the lines that they end with."""
+    """Jobs that get one process of two: the launcher was asked for one, or SLURM gave one. The last lines."""
     launcher = refused(rig, "one_launcher", "the launcher started 1", 1, "machine.processes=2")
     slurm = refused(rig, "one_slurm", "SLURM started 1", 2, "+hydra.launcher.additional_parameters.ntasks=1")
     return f"asked for two and got one: {launcher}; {slurm}"
