@@ -3,8 +3,9 @@
 python scripts/faults.py                        a one-node SLURM is started, then every fault; then a local Ray
 python scripts/faults.py preemption job         some of them
 
-Each fault has a four-cell sweep of its own, of which every run must end with the bits of a sweep left alone. What is
-started is ended. About ten minutes on two cores.
+Each fault has a sweep of its own, of four runs or one, and every run must end as it does left alone, to the bit where
+the number of processes stays. A fault that does not strike counts as failed. What is started is ended. Ten to twenty
+minutes on two idle cores.
 """
 
 import argparse

@@ -63,21 +63,21 @@ def until_ended(driver: subprocess.Popen[bytes], what: str) -> None:
 
 
 def refusal(rig: Rig) -> str:
-    """Jobs that get one process of two, by a launcher that was asked for one, and by SLURM: the lines they end with."""
-    cases = {
-        "launcher": (1, "machine.processes=2", "the launcher started 1"),
-        "slurm": (2, "+hydra.launcher.additional_parameters.ntasks=1", "SLURM started 1"),
-    }
-    found = []
-    for name, (count, word, says) in cases.items():
-        folder = rig.folder / f"one_{name}"
-        driver = start(rig, folder, count, word)
-        until(lambda driver=driver: driver.poll() is not None, "the run that got one process of two to end")
-        lines = [line for line in (folder / "driver.log").read_text().splitlines() if says in line]
-        if not driver.returncode or not lines or all_records(folder / "runs"):
-            raise UserError(f"a run that asked for two processes and got one was no error: {folder / 'driver.log'}")
-        found.append(lines[0].rpartition("UserError: ")[2].strip())
-    return f"asked for two and got one: {'; '.join(found)}"
+    """Jobs that get one process of two: the launcher was asked for one, or SLURM gave one. The last lines."""
+    launcher = refused(rig, "one_launcher", "the launcher started 1", 1, "machine.processes=2")
+    slurm = refused(rig, "one_slurm", "SLURM started 1", 2, "+hydra.launcher.additional_parameters.ntasks=1")
+    return f"asked for two and got one: {launcher}; {slurm}"
+
+
+def refused(rig: Rig, name: str, says: str, count: int, word: str) -> str:
+    """The line that a job ends with. Raises UserError: it was no error, or left a record."""
+    folder = rig.folder / name
+    driver = start(rig, folder, count, word)
+    until(lambda: driver.poll() is not None, "the run that got one process of two to end")
+    lines = [line for line in (folder / "driver.log").read_text().splitlines() if says in line]
+    if not driver.returncode or not lines or all_records(folder / "runs"):
+        raise UserError(f"a run that asked for two processes and got one was no error: {folder / 'driver.log'}")
+    return lines[0].rpartition("UserError: ")[2].strip()
 
 
 def kill_second(rig: Rig, run: Record) -> str:

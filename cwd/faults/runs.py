@@ -19,7 +19,7 @@ from cwd.runs import Record, all_records, read_metrics
 
 CELLS = ("adamw cautious", "adamw decoupled", "lion cautious", "lion decoupled")
 FOUR = ("optimizer=adamw,lion", "decay=decoupled,cautious", "training.steps=400")
-LONG = ("optimizer=lion", "decay=cautious,decoupled", "training.steps=3000")  # longer than the shortest time limit
+LONG = ("optimizer=lion", "decay=cautious", "training.steps=3000")  # one run, longer than the shortest time limit
 WORDS = (
     "scale=smoke",
     "tracker=none",

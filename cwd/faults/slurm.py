@@ -148,7 +148,7 @@ def limit(rig: Rig) -> Told:
     """The time limit, set to the next full minute when a run is in its middle, and taken back when it has struck."""
     alone = rig.folder / "long"
     driver = start_sweep(rig.code, alone, LAUNCHER, rig.cluster.variables, LONG)
-    until(lambda: driver.poll() is not None, "the long runs left alone to end")
+    until(lambda: driver.poll() is not None, "the long run left alone to end")
 
     def strike(victim: Record, driver: subprocess.Popen[bytes]) -> None:
         job = rig.job_of(victim)

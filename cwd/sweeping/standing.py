@@ -131,10 +131,10 @@ class Watch:
             return self._running(asked, record, f"job {job[0]}" if job and queued else "")
         if job and queued:
             return self._waiting(asked, "queued", f"job {job[0]} {queued}")
-        if record and state == "failed":
-            return self._waiting(asked, "failed", f"{_message(record)}  {record.folder}")
         if early:
             return self._waiting(asked, "failed", f"{early[0]}  {early[1]}")
+        if record and state == "failed":
+            return self._waiting(asked, "failed", f"{_message(record)}  {record.folder}")
         if waited:
             return self._waiting(asked, "queued")
         if job and queue is None:
