@@ -44,7 +44,8 @@ NOTE = (
 LARGE = ("checkpoint", "run, s", "longer by, s", "training waits, s", "a thread writes, s")
 LARGE_NOTE = (
     "The same run of a larger model with one checkpoint, medians: without it, with training waiting for it, and with a "
-    "thread that writes a copy. `longer by` is against the run without; it holds what the thread takes from training."
+    "thread that writes a copy. `longer by` is against the run without; it holds what the thread takes from training, "
+    "and on a machine that does other work mostly that work."
 )
 LAYERS, STEPS = 4, 24
 WRITERS = {"none": "false", "training waits": "false", "in the background": "true"}
