@@ -164,11 +164,11 @@ def check_page(scale: str, runs: Path, say: Callable[[str], None]) -> Document:
     torch.set_num_threads(1)
     memory, flops = [], []
     for size, config in _configs(scale, "timm").items():
-        shape = reduced_images(image_shape(config, CLASSES))
+        images = reduced_images(image_shape(config, CLASSES))
         say(f"operations of {size}")
-        flops.append(_compared((size, "reduced"), *flops_row(shape)))
+        flops.append(_compared((size, "reduced"), *flops_row(images)))
         for optimizer, section in _optimizers("vision").items():
-            for name, case, setting, averaged in _image_cases(shape):
+            for name, case, setting, averaged in _image_cases(images):
                 say(f"memory of {size}, {optimizer}, {name}")
                 rows = memory_row(case, section, "cautious", setting, (), averaged)
                 memory.append(_compared((size, optimizer, name), *rows))

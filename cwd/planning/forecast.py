@@ -242,7 +242,7 @@ def unit_of(config: Plain) -> str:
 
 def _work(config: Plain) -> str:
     """What a run's time depends on most, as text."""
-    names = ("model", "training", "evaluation", "telemetry")
+    names: tuple[str, ...] = ("model", "training", "evaluation", "telemetry")
     dataset = {name: config["dataset"].get(name) for name in ("tokenizer", "vocab_size")}
     if unit_of(config) == "images":  # where they are from, and what is done to them, takes its time
         names, dataset = (*names, "recipe"), {"name": config["dataset"]["name"]}

@@ -196,7 +196,7 @@ def _held_out(config: Mapping[str, Any]) -> int:
     known = {"digits": (DIGITS - dataset.get("examples", 0)) * dataset.get("views", 1), "imagenet": IMAGENET}
     if wanted["images"] is None and dataset["name"] not in known:
         raise Unplanned(f"how many images {dataset['name']} holds out: evaluation.images=N")
-    return min(wanted["images"] or math.inf, known.get(dataset["name"], math.inf))  # type: ignore[return-value]
+    return min(wanted["images"] or math.inf, known.get(dataset["name"], math.inf))
 
 
 def _ids(dataset: Mapping[str, Any], vocabularies: Mapping[str, int]) -> int:
