@@ -92,6 +92,17 @@ def test_the_peak_is_what_the_allocator_records() -> None:
     assert predicted == pytest.approx(measured, rel=0.05)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_peak_of_a_resnet_is_too(optimizer: str, bf16: bool) -> None:
+    """With as many images as it takes for activations to be most of it, as at full size."""
+    about = config(*SMALL, "model=resnet_56k", f"optimizer={optimizer}")
+    shape = replace(image_shape(about, 10), bf16=bf16, channels_last=True)
+    setting = Setting(micro_batch=256, on_cpu=True)
+    predicted, measured = memory_row(shape, about["optimizer"], "cautious", setting)
+    assert predicted == pytest.approx(measured, rel=0.05)
+
+
 def test_the_trainers_own_loss_on_real_images_takes_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*SMALL, "model=resnet_56k", "recipe.mixup=0.8", "recipe.cutmix=1.0", "dataset.views=1"]
     made = compose_config(words)
