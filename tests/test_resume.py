@@ -18,7 +18,7 @@ from cwd.runs import all_records, read_metrics
 from cwd.runs import record as record_module
 from cwd.training import checkpoint, trainer
 from cwd.training.tasks.language import LanguageTask
-from tests.training_helpers import in_child, outcome, smoke_config, train
+from tests.training_helpers import REAL_SAVE, in_child, outcome, save_on_a_full_disk, smoke_config, train
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERY_STEP = "machine.checkpoint_seconds=0"
@@ -56,8 +56,6 @@ def half_written(state, path) -> None:
 def die_before_the_first_tensor_is_written() -> None:
     update.direction = on_call(1, update.direction, die, after=True)
 
-
-REAL_SAVE = torch.save
 
 # Where a process is killed: (object, attribute, its replacement in the process that dies).
 MOMENTS = {
@@ -263,15 +261,8 @@ def test_damaged_checkpoints_do_not_push_out_the_good_ones(tmp_path, undisturbed
 
 def test_a_full_disk_is_a_failed_run_with_its_last_checkpoint_intact(tmp_path, undisturbed, monkeypatch):
     overrides = ("optimizer=adamw", EVERY_STEP)
-
-    def full(state, path) -> None:
-        if state["step"] == 9:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        REAL_SAVE(state, path)
-
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", full)
+        patch.setattr(checkpoint.torch, "save", save_on_a_full_disk)
         with pytest.raises(UserError, match="No space left"):
             train(tmp_path, *overrides)
     [record] = all_records(tmp_path / "runs")

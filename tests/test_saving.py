@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from cwd.errors import UserError
 from cwd.runs import Record, all_records, read_metrics
 from cwd.training import checkpoint, saving, trainer
-from tests.training_helpers import in_child, outcome, train
+from tests.training_helpers import in_child, outcome, save_on_a_full_disk, train
 
 BEHIND, WAITING = "machine.checkpoint_background=true", "machine.checkpoint_background=false"
 EVERY_STEP = "machine.checkpoint_seconds=0"
@@ -169,16 +169,8 @@ def test_a_signal_waits_for_the_thread_and_then_saves_its_own_step(tmp_path, und
 
 
 def test_what_the_thread_meets_fails_the_run_as_if_training_had_met_it(tmp_path, monkeypatch, undisturbed):
-    real = torch.save
-
-    def full(state: dict[str, Any], path: Path) -> None:
-        if state["step"] == 9:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(state, path)
-
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", full)
+        patch.setattr(checkpoint.torch, "save", save_on_a_full_disk)
         with pytest.raises(UserError, match=r"No space left on device.*what was saved before is intact"):
             train(tmp_path, EVERY_STEP, BEHIND, "machine.log_every=1")
     record = only(tmp_path)
