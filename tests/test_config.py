@@ -198,9 +198,9 @@ def test_snapshot_of_the_composed_configuration() -> None:
         "telemetry": ["every"],
         "tracker": ["group", "label", "name", "project", "tags"],
         "machine": [
-            *("activation_checkpointing", "attention", "channels_last", "checkpoint_seconds", "compile", "data"),
-            *("device", "log_every", "micro_batch_size", "processes", "profile", "progress", "runs", "shard_size"),
-            *("sharding", "threads", "workers"),
+            *("activation_checkpointing", "attention", "channels_last", "checkpoint_background"),
+            *("checkpoint_seconds", "compile", "data", "device", "log_every", "micro_batch_size", "processes"),
+            *("profile", "progress", "runs", "shard_size", "sharding", "threads", "workers"),
         ],
     }  # fmt: skip
 

@@ -125,7 +125,7 @@ def test_all_artifacts_together_fit_into_the_time_they_have(scale: str, minutes:
 
 def test_artifacts_share_their_runs(tmp_path: Path) -> None:
     study = Study("laptop", tmp_path)
-    states = [study.state(name) for name in NAMES]
+    states = [study.state(name) for name in NAMES if name != "tuning_images"]  # which shares with none
     together, apart = len(all_missing(states)), sum(len(state.missing) for state in states)
     assert together < 0.55 * apart
     curves = [study.state(name) for name in ("figure4", "figure8", "figure9", "figure10")]

@@ -82,7 +82,7 @@ def test_speed_is_carried_over_by_operations_and_else_assumed() -> None:
     assumed = Forecaster([], flops=flops, peak=10e12).duration(config(64))
     assert assumed is not None
     assert assumed.seconds == pytest.approx(6.4 / UTILISATION["tokens"])
-    images = {**config(64), "training": {"seq_len": None}}
+    images = {**config(64), "training": {"seq_len": None}, "dataset": {"name": "digits"}}
     slower = Forecaster([past(config(8), 4.0)], flops=flops, peak=10e12).duration(images)  # text says nothing of them
     assert slower is not None
     assert slower.seconds == pytest.approx(6.4 / UTILISATION["images"])

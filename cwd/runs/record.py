@@ -133,7 +133,7 @@ class Record:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
                 raise
-            overwrite(path, as_json(status))
+            overwrite(path, _within(status, path))
 
     def finish(self, summary: dict[str, Any], step: int) -> None:
         """Writes the summary, then the status "done": in that order, so that a done run always has its result."""
@@ -178,6 +178,15 @@ class Record:
     def is_locked(self) -> bool:
         """Whether some process holds the run now. Readers do not see each other."""
         return is_locked(self.folder / LOCK)
+
+
+def _within(status: dict[str, Any], path: Path) -> bytes:
+    """The status as JSON, with so much of the end of its traceback as the file's blocks have room for."""
+    content, there = as_json(status), path.stat()
+    excess = len(content) - max(there.st_blocks * 512, there.st_size)
+    if excess <= 0 or "traceback" not in status:
+        return content
+    return as_json({**status, "traceback": status["traceback"][excess:]})
 
 
 def all_records(root: Path) -> list[Record]:
