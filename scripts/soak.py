@@ -6,10 +6,8 @@ with the same weights and metrics to the bit; otherwise the exit status is 1.
 """
 
 import argparse
-import json
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 from cwd.benchmarks.soak import Findings, Options, soak
@@ -34,7 +32,7 @@ def main() -> None:
         findings = soak(Options(**arguments, folder=folder or Path(temporary)), lambda line: print(line, flush=True))
     tell(findings)
     if out:
-        out.write_text(json.dumps(asdict(findings), indent=1) + "\n")
+        out.write_text(findings.as_json())
     sys.exit(bool(findings.wrong))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cwd.benchmarks.soak import Options, compare, resumes_of, soak, was_trained_twice
+from cwd.benchmarks.soak import Findings, Options, compare, resumes_of, soak, was_trained_twice
 from cwd.runs import read_metrics
 from cwd.runs.costs import checkpoint_costs
 from cwd.training import saving, trainer
@@ -46,6 +46,12 @@ def test_the_soak_sees_what_it_looks_for(tmp_path):
     weights = copies["other"].folder / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert compare([record], {record.key: copies["other"]}) == [record.key]
+
+
+def test_the_figures_are_written_as_they_were_counted():
+    findings = Findings(3)
+    findings.signals["SIGKILL to a worker"] += 2
+    assert json.loads(findings.as_json())["signals"] == {"SIGKILL to a worker": 2}
 
 
 def test_what_checkpoints_cost_is_in_the_metrics(tmp_path, monkeypatch):

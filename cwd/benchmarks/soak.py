@@ -61,6 +61,10 @@ class Findings:
     twice: list[str] = field(default_factory=list)
     differ: list[str] = field(default_factory=list)
 
+    def as_json(self) -> str:
+        """The figures as a JSON object."""
+        return json.dumps(vars(self), indent=1) + "\n"
+
     @property
     def wrong(self) -> int:
         """How many runs are not as they must be."""
