@@ -1,7 +1,7 @@
 """Reads and augments images, in this process or in workers that run ahead; either way the same images come out.
 
 The transforms are timm's. They draw from the global generators of Python, NumPy and torch: these are seeded for each
-image with the image's own number, and put back after it.
+image with the image's own number, and put back after it where anything else draws.
 """
 
 from __future__ import annotations
